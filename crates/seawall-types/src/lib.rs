@@ -1,0 +1,29 @@
+//! The vocabulary that every Seawall crate shares: names, instances, snapshots, durations, ratios.
+//!
+//! Nothing here does I/O, reads a clock or knows a backend. A type lives here once a second crate needs it.
+
+mod instance;
+mod name;
+mod period;
+mod ratio;
+mod revision;
+mod snapshot;
+
+pub use instance::{Instance, Status};
+pub use name::{InstanceId, NameError, ServiceName};
+pub use period::Period;
+pub use ratio::Ratio;
+pub use revision::Revision;
+pub use snapshot::{Change, Snapshot};
+
+/// Header names that carry Seawall's own words between its hops.
+pub mod header {
+    /// The time left for the whole request, in whole milliseconds (`1500`). Relative, so clocks need not agree.
+    /// Every hop shortens it; none lengthens it.
+    pub const TIMEOUT: &str = "seawall-timeout-ms";
+    /// Says that Seawall itself answered: `breaker; instance="payment"; reason="open"; retry_after=12; sent=?0`.
+    /// `sent=?0` promises that the service never saw the request.
+    pub const REJECTED: &str = "seawall-rejected";
+    /// The key under which a service recognises a repeated request.
+    pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+}
