@@ -1,1 +1,239 @@
-//! x
+//! The store that coordination state lives in: keys in one history of revisions, transactions, leases, watches.
+//!
+//! The model is etcd's: every committed transaction that writes makes one new [`Revision`]; a [`Txn`] compares and
+//! then does one of two lists of operations; a key may belong to a lease and goes with it; a watch is a cursor in the
+//! history and misses nothing.
+//!
+//! Two backends share one engine: [`Embedded::memory`] keeps nothing, [`Embedded::open`] acknowledges a write only
+//! after SQLite has synced it. The file is described in `docs/store.md`.
+
+mod embedded;
+mod engine;
+pub mod group_commit;
+mod model;
+pub mod sqlite;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use seawall_types::Revision;
+use serde::{Deserialize, Serialize};
+
+pub use embedded::Embedded;
+pub use engine::Cursor;
+
+/// One key as it stands at some revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Arc<str>,
+    /// The value.
+    pub value: Bytes,
+    /// The revision that created the key (since it was last absent).
+    pub created: Revision,
+    /// The revision that last wrote it.
+    pub modified: Revision,
+    /// How many times it has been written since it was created; 1 for a new key.
+    pub version: u64,
+    /// The lease that it goes with, if any.
+    pub lease: Option<LeaseId>,
+}
+
+/// A key and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The revision that did it.
+    pub revision: Revision,
+    /// The key.
+    pub key: Arc<str>,
+    /// The key as it is now; `None` when it was deleted.
+    pub entry: Option<Entry>,
+}
+
+/// Names a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeaseId(pub u64);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A condition on one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The key exists.
+    Exists(String),
+    /// The key does not exist.
+    Absent(String),
+    /// The key exists and was last written at this revision.
+    Modified(String, Revision),
+    /// The key exists and was created at this revision.
+    Created(String, Revision),
+    /// The key exists and has this value.
+    Value(String, Bytes),
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a key. A lease, if given, must exist; without one the key leaves its former lease.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Bytes,
+        /// The lease that it goes with.
+        lease: Option<LeaseId>,
+    },
+    /// Deletes a key; nothing happens when it is absent.
+    Delete(String),
+    /// Reads a key as it stands after the operations before this one.
+    Get(String),
+}
+
+/// If all of `compare` holds, do `then`, otherwise do `otherwise`; all of it or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// The conditions; none means that they hold.
+    pub compare: Vec<Compare>,
+    /// Done when they hold.
+    pub then: Vec<Op>,
+    /// Done when they do not.
+    pub otherwise: Vec<Op>,
+}
+
+impl Txn {
+    /// Writes one key unconditionally.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Self { then: vec![Op::Put { key: key.into(), value: value.into(), lease: None }], ..Self::default() }
+    }
+
+    /// Deletes one key unconditionally.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Self { then: vec![Op::Delete(key.into())], ..Self::default() }
+    }
+
+    /// The same with one more condition.
+    #[must_use]
+    pub fn when(mut self, compare: Compare) -> Self {
+        self.compare.push(compare);
+        self
+    }
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The store's revision after it. Durable, where the backend is durable at all.
+    pub revision: Revision,
+    /// Whether the conditions held.
+    pub succeeded: bool,
+    /// One answer for each operation of the branch that was taken.
+    pub results: Vec<OpResult>,
+}
+
+/// The answer to one [`Op`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpResult {
+    /// Written.
+    Put,
+    /// Whether there was something to delete.
+    Deleted(bool),
+    /// What was read.
+    Got(Option<Entry>),
+}
+
+/// A consistent reading of the keys under one prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The revision at which all of it was true. Watch from its successor to miss nothing.
+    pub revision: Revision,
+    /// The entries in order of their keys.
+    pub entries: Vec<Entry>,
+}
+
+/// A read that could not be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The store does not answer; trying again may help.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// A write that was not, or may not have been, done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Refused as it stands; trying again gives the same.
+    #[error("refused: {0}")]
+    Invalid(String),
+    /// The lease has expired, was revoked or never existed.
+    #[error("lease {0} does not exist")]
+    NoLease(LeaseId),
+    /// Not written. Trying again may help.
+    #[error("the store is unavailable, nothing was written: {0}")]
+    Unavailable(String),
+    /// It may have been written or not: read back before trying again.
+    #[error("the outcome is unknown, it may have been written: {0}")]
+    Unknown(String),
+}
+
+impl CommitError {
+    /// Whether the same write may be tried again without reading back first.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// A watch that cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// The history before `oldest` is gone: read the range again and watch from there.
+    #[error("revisions before {oldest} have been compacted")]
+    Compacted {
+        /// The oldest revision that can still be watched from.
+        oldest: Revision,
+    },
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Keys, transactions, leases and watches. All methods are cancel safe in this sense: a dropped [`Store::commit`] has
+/// an unknown outcome, everything else has no effect.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Reads one key.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, ReadError>;
+
+    /// Reads every key that starts with `prefix`, at one revision.
+    async fn range(&self, prefix: &str) -> Result<Range, ReadError>;
+
+    /// Does a transaction. `Ok` means durable.
+    async fn commit(&self, txn: Txn) -> Result<Committed, CommitError>;
+
+    /// Makes a lease that ends `ttl` after its last keep-alive. It never ends because the store itself was away:
+    /// after a restart or a pause of the store every lease gets its whole time again.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError>;
+
+    /// Gives a lease its whole time again, and says how long that is.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError>;
+
+    /// Ends a lease and deletes its keys. Ending a lease that is gone is [`CommitError::NoLease`].
+    async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError>;
+
+    /// Everything that happens to keys under `prefix`, from revision `from` on (inclusive), in order, nothing missing.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError>;
+}
+
+/// The longest key, in bytes.
+pub const MAX_KEY: usize = 1024;
+/// The largest value, in bytes.
+pub const MAX_VALUE: usize = 1 << 20;
+/// The most conditions or operations in one branch of a transaction.
+pub const MAX_OPS: usize = 128;

@@ -1,0 +1,339 @@
+//! What every in-process backend shares: a writer that commits in groups, a view that readers read, a history that
+//! watchers follow.
+//!
+//! The writer thread owns a [`Model`] of its own and a [`Disk`]. It gives the model a batch of jobs, makes the changes
+//! durable in one sync, shows them to the readers, and only then answers. When the disk fails, the writer's model has
+//! run ahead of the truth and is read anew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use seawall_types::Revision;
+use tokio::sync::{oneshot, watch};
+
+use crate::group_commit;
+use crate::model::{Change, Model};
+use crate::sqlite::OpenError;
+use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
+
+/// How many events of the past watchers can resume from.
+pub(crate) const HISTORY: usize = 16_384;
+/// How often leases are looked at when nothing is written.
+const TICK: Duration = Duration::from_millis(100);
+/// A gap between two looks that means that this process itself was paused.
+const PAUSE: Duration = Duration::from_millis(1000);
+
+/// Where changes are made durable.
+pub(crate) trait Disk: Send + 'static {
+    /// Makes all of `changes` durable, or none.
+    fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError>;
+    /// Reads everything back.
+    fn load(&mut self) -> Result<(Model, History), OpenError>;
+}
+
+/// The disk of a store that keeps nothing.
+pub(crate) struct NoDisk;
+
+impl Disk for NoDisk {
+    fn persist(&mut self, _: &Model, _: &[Change]) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<(Model, History), OpenError> {
+        let model = Model::default();
+        let history = History { oldest: model.revision.next(), events: VecDeque::new() };
+        Ok((model, history))
+    }
+}
+
+/// The latest events, oldest first; complete from `oldest` on.
+#[derive(Debug)]
+pub(crate) struct History {
+    pub(crate) oldest: Revision,
+    pub(crate) events: VecDeque<Event>,
+}
+
+impl History {
+    fn push(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.events.len() > HISTORY {
+            // A revision goes whole or not at all.
+            let gone = self.events.front().map(|event| event.revision);
+            while self.events.front().map(|event| event.revision) == gone {
+                self.events.pop_front();
+            }
+            self.oldest = self.events.front().map_or(self.oldest, |event| event.revision);
+        }
+    }
+}
+
+/// What readers see.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) model: Model,
+    history: History,
+}
+
+#[derive(Debug)]
+struct Shared {
+    view: RwLock<View>,
+    latest: watch::Receiver<Revision>,
+    deadlines: Mutex<BTreeMap<LeaseId, Instant>>,
+}
+
+impl Shared {
+    fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deadlines(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Instant>> {
+        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+enum Job {
+    Commit(Txn, oneshot::Sender<Result<Committed, CommitError>>),
+    Grant(Duration, oneshot::Sender<Result<LeaseId, CommitError>>),
+    Revoke(LeaseId, oneshot::Sender<Result<Revision, CommitError>>),
+}
+
+/// A finished job that still has to be answered.
+enum Answer {
+    Commit(Result<Committed, CommitError>, oneshot::Sender<Result<Committed, CommitError>>),
+    Grant(LeaseId, oneshot::Sender<Result<LeaseId, CommitError>>),
+    Revoke(Result<Revision, CommitError>, oneshot::Sender<Result<Revision, CommitError>>),
+}
+
+impl Answer {
+    // A caller that no longer listens has dropped its receiver: nothing to do about it.
+    fn send(self) {
+        match self {
+            Self::Commit(result, reply) => drop(reply.send(result)),
+            Self::Grant(lease, reply) => drop(reply.send(Ok(lease))),
+            Self::Revoke(result, reply) => drop(reply.send(result)),
+        }
+    }
+
+    fn fail(self, error: CommitError) {
+        match self {
+            Self::Commit(_, reply) => drop(reply.send(Err(error))),
+            Self::Grant(_, reply) => drop(reply.send(Err(error))),
+            Self::Revoke(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// A running engine; cheap to clone. The thread ends with the last clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    jobs: group_commit::Sender<Job>,
+}
+
+impl Engine {
+    pub(crate) fn start(mut disk: impl Disk) -> Result<Self, OpenError> {
+        let (model, history) = disk.load()?;
+        let now = Instant::now();
+        let deadlines = model.leases().map(|(id, ttl)| (id, now + ttl)).collect();
+        let (latest, seen) = watch::channel(model.revision);
+        let shared = Arc::new(Shared {
+            latest: seen,
+            view: RwLock::new(View { model: model.clone(), history }),
+            deadlines: Mutex::new(deadlines),
+        });
+        let mut writer = Writer { shared: shared.clone(), latest, disk, model, stale: false, looked: now };
+        let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
+            writer.run(batch.drain(..), Instant::now());
+        })
+        .map_err(|source| OpenError::Directory { path: "writer thread".into(), source })?;
+        Ok(Self { shared, jobs })
+    }
+
+    pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.shared.view()
+    }
+
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        self.ask(|reply| Job::Commit(txn, reply)).await
+    }
+
+    pub(crate) async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError> {
+        self.ask(|reply| Job::Grant(ttl, reply)).await
+    }
+
+    pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError> {
+        self.ask(|reply| Job::Revoke(lease, reply)).await
+    }
+
+    pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
+        let ttl = self.view().model.leases().find(|(id, _)| *id == lease).map(|(_, ttl)| ttl);
+        let ttl = ttl.ok_or(CommitError::NoLease(lease))?;
+        match self.shared.deadlines().get_mut(&lease) {
+            Some(deadline) => *deadline = Instant::now() + ttl,
+            None => return Err(CommitError::NoLease(lease)),
+        }
+        Ok(ttl)
+    }
+
+    pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
+        let cursor = Cursor {
+            shared: self.shared.clone(),
+            latest: self.shared.latest.clone(),
+            prefix: prefix.into(),
+            next: from,
+        };
+        cursor.check(&self.view())?;
+        Ok(cursor)
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let closed = |_| CommitError::Unavailable("the store is closed".into());
+        self.jobs.send(job(reply)).await.map_err(closed)?;
+        answer.await.unwrap_or_else(|_| Err(CommitError::Unknown("the writer thread died".into())))
+    }
+}
+
+struct Writer<D> {
+    shared: Arc<Shared>,
+    /// Gone with the writer, which is how cursors learn that the store is closed.
+    latest: watch::Sender<Revision>,
+    disk: D,
+    model: Model,
+    /// The model ran ahead of a disk that failed.
+    stale: bool,
+    looked: Instant,
+}
+
+impl<D: Disk> Writer<D> {
+    fn run(&mut self, jobs: impl Iterator<Item = Job>, now: Instant) {
+        if let Err(error) = self.refresh() {
+            return jobs.for_each(|job| refuse(job, &error));
+        }
+        let mut changes = Vec::new();
+        let mut answers: Vec<Answer> = jobs.map(|job| self.apply(job, &mut changes)).collect();
+        for lease in self.expired(now) {
+            // It exists: expired() looked in the model.
+            let _ = self.model.revoke(lease, &mut changes);
+        }
+        if !changes.is_empty() {
+            match self.disk.persist(&self.model, &changes) {
+                Ok(()) => self.publish(&changes, now),
+                Err(error) => {
+                    tracing::error!(%error, writes = answers.len(), "the store could not be written");
+                    self.stale = true;
+                    return answers.drain(..).for_each(|answer| answer.fail(error.clone()));
+                }
+            }
+        }
+        answers.drain(..).for_each(Answer::send);
+    }
+
+    fn apply(&mut self, job: Job, changes: &mut Vec<Change>) -> Answer {
+        match job {
+            Job::Commit(txn, reply) => Answer::Commit(self.model.commit(&txn, changes), reply),
+            Job::Grant(ttl, reply) => Answer::Grant(self.model.grant(ttl, changes), reply),
+            Job::Revoke(lease, reply) => Answer::Revoke(self.model.revoke(lease, changes), reply),
+        }
+    }
+
+    /// Makes a batch visible: it is durable by now.
+    fn publish(&mut self, changes: &[Change], now: Instant) {
+        {
+            let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
+            let mut deadlines = self.shared.deadlines();
+            for change in changes {
+                view.model.apply(change);
+                match change {
+                    Change::Event(event) => view.history.push(event.clone()),
+                    Change::Granted(id, ttl) => drop(deadlines.insert(*id, now + *ttl)),
+                    Change::Ended(id) => drop(deadlines.remove(id)),
+                }
+            }
+        }
+        self.latest.send_replace(self.model.revision);
+    }
+
+    /// The leases whose time is over. A store that was itself paused gives everybody the whole time again.
+    fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
+        let gap = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        let mut deadlines = self.shared.deadlines();
+        if gap > PAUSE {
+            for (id, ttl) in self.model.leases() {
+                deadlines.insert(id, now + ttl);
+            }
+            if !deadlines.is_empty() {
+                tracing::warn!(?gap, leases = deadlines.len(), "the store was paused; every lease starts anew");
+            }
+            return Vec::new();
+        }
+        deadlines.iter().filter(|(_, deadline)| **deadline <= now).map(|(id, _)| *id).collect()
+    }
+
+    /// After a failed write the file is the truth, whatever it holds.
+    fn refresh(&mut self) -> Result<(), String> {
+        if self.stale {
+            let (model, history) = self.disk.load().map_err(|error| error.to_string())?;
+            self.model = model.clone();
+            self.stale = false;
+            *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = View { model, history };
+            self.latest.send_replace(self.model.revision);
+        }
+        Ok(())
+    }
+}
+
+fn refuse(job: Job, why: &str) {
+    let error = CommitError::Unavailable(why.to_owned());
+    match job {
+        Job::Commit(_, reply) => drop(reply.send(Err(error))),
+        Job::Grant(_, reply) => drop(reply.send(Err(error))),
+        Job::Revoke(_, reply) => drop(reply.send(Err(error))),
+    }
+}
+
+/// A place in the history. It buffers nothing: a slow reader falls behind, at worst until its place is compacted.
+#[derive(Debug)]
+pub struct Cursor {
+    shared: Arc<Shared>,
+    latest: watch::Receiver<Revision>,
+    prefix: Box<str>,
+    next: Revision,
+}
+
+impl Cursor {
+    /// The next events under the prefix, whole revisions only; waits until there are some. Cancel safe.
+    ///
+    /// # Errors
+    /// [`WatchError::Compacted`] when the reader was so slow that the history has moved past it;
+    /// [`WatchError::Closed`] when the store is gone.
+    pub async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
+        loop {
+            let latest = *self.latest.borrow_and_update();
+            if latest >= self.next {
+                let events = {
+                    let view = self.shared.view();
+                    self.check(&view)?;
+                    let from = view.history.events.partition_point(|event| event.revision < self.next);
+                    let events = view.history.events.range(from..);
+                    self.next = view.model.revision.next();
+                    events.filter(|event| event.key.starts_with(&*self.prefix)).cloned().collect::<Vec<_>>()
+                };
+                if !events.is_empty() {
+                    return Ok(events);
+                }
+            }
+            self.latest.changed().await.map_err(|_| WatchError::Closed)?;
+        }
+    }
+
+    fn check(&self, view: &View) -> Result<(), WatchError> {
+        if self.next < view.history.oldest {
+            return Err(WatchError::Compacted { oldest: view.history.oldest });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! The store as a pure data structure: no clock, no disk, no await. The engine gives it transactions one at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seawall_types::Revision;
+
+use crate::{
+    CommitError, Committed, Compare, Entry, Event, LeaseId, MAX_KEY, MAX_OPS, MAX_VALUE, Op, OpResult, Range, Txn,
+};
+
+/// Every key and lease at one revision.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) revision: Revision,
+    pub(crate) last_lease: LeaseId,
+    entries: BTreeMap<Arc<str>, Entry>,
+    leases: BTreeMap<LeaseId, Lease>,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    ttl: Duration,
+    keys: BTreeSet<Arc<str>>,
+}
+
+/// What a commit has to make durable, and what a reader has to apply.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Event(Event),
+    Granted(LeaseId, Duration),
+    Ended(LeaseId),
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        // As in etcd, the empty store stands at revision 1.
+        Self { revision: Revision(1), last_lease: LeaseId(0), entries: BTreeMap::new(), leases: BTreeMap::new() }
+    }
+}
+
+impl Model {
+    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub(crate) fn range(&self, prefix: &str) -> Range {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let entries = self.entries.range::<str, _>(from).map(|(_, entry)| entry);
+        Range { revision: self.revision, entries: entries.take_while(|e| e.key.starts_with(prefix)).cloned().collect() }
+    }
+
+    pub(crate) fn leases(&self) -> impl Iterator<Item = (LeaseId, Duration)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
+    }
+
+    /// Does a transaction and says what it changed; changes nothing when it is refused.
+    pub(crate) fn commit(&mut self, txn: &Txn, changes: &mut Vec<Change>) -> Result<Committed, CommitError> {
+        self.check(txn)?;
+        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+        let ops = if succeeded { &txn.then } else { &txn.otherwise };
+        let next = self.revision.next();
+        let before = changes.len();
+        let mut results = Vec::with_capacity(ops.len());
+        for op in ops {
+            results.push(match op {
+                Op::Put { key, value, lease } => {
+                    let old = self.entries.get(key.as_str());
+                    let entry = Entry {
+                        key: old.map_or_else(|| key.as_str().into(), |old| old.key.clone()),
+                        value: value.clone(),
+                        created: old.map_or(next, |old| old.created),
+                        modified: next,
+                        version: old.map_or(1, |old| old.version + 1),
+                        lease: *lease,
+                    };
+                    self.change(Event { revision: next, key: entry.key.clone(), entry: Some(entry) }, changes);
+                    OpResult::Put
+                }
+                Op::Delete(key) => match self.entries.get(key.as_str()).map(|entry| entry.key.clone()) {
+                    Some(key) => {
+                        self.change(Event { revision: next, key, entry: None }, changes);
+                        OpResult::Deleted(true)
+                    }
+                    None => OpResult::Deleted(false),
+                },
+                Op::Get(key) => OpResult::Got(self.entries.get(key.as_str()).cloned()),
+            });
+        }
+        if changes.len() > before {
+            self.revision = next;
+        }
+        Ok(Committed { revision: self.revision, succeeded, results })
+    }
+
+    pub(crate) fn grant(&mut self, ttl: Duration, changes: &mut Vec<Change>) -> LeaseId {
+        let id = LeaseId(self.last_lease.0 + 1);
+        let change = Change::Granted(id, ttl);
+        self.apply(&change);
+        changes.push(change);
+        id
+    }
+
+    pub(crate) fn revoke(&mut self, id: LeaseId, changes: &mut Vec<Change>) -> Result<Revision, CommitError> {
+        let lease = self.leases.get(&id).ok_or(CommitError::NoLease(id))?;
+        let next = self.revision.next();
+        let keys: Vec<_> = lease.keys.iter().cloned().collect();
+        if !keys.is_empty() {
+            self.revision = next;
+        }
+        for key in keys {
+            self.change(Event { revision: next, key, entry: None }, changes);
+        }
+        let change = Change::Ended(id);
+        self.apply(&change);
+        changes.push(change);
+        Ok(self.revision)
+    }
+
+    /// Replays a change that another copy of the model has made.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Event(event) => {
+                self.revision = self.revision.max(event.revision);
+                self.put(&event.key, event.entry.clone());
+            }
+            Change::Granted(id, ttl) => {
+                self.last_lease = self.last_lease.max(*id);
+                self.leases.insert(*id, Lease { ttl: *ttl, keys: BTreeSet::new() });
+            }
+            Change::Ended(id) => drop(self.leases.remove(id)),
+        }
+    }
+
+    fn change(&mut self, event: Event, changes: &mut Vec<Change>) {
+        self.put(&event.key, event.entry.clone());
+        changes.push(Change::Event(event));
+    }
+
+    fn put(&mut self, key: &Arc<str>, entry: Option<Entry>) {
+        let lease = entry.as_ref().and_then(|entry| entry.lease);
+        let old = match entry {
+            Some(entry) => self.entries.insert(key.clone(), entry),
+            None => self.entries.remove(key),
+        };
+        if let Some(lease) = old.and_then(|old| old.lease).and_then(|id| self.leases.get_mut(&id)) {
+            lease.keys.remove(key);
+        }
+        if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
+            lease.keys.insert(key.clone());
+        }
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let entry = |key: &String| self.entries.get(key.as_str());
+        match compare {
+            Compare::Exists(key) => entry(key).is_some(),
+            Compare::Absent(key) => entry(key).is_none(),
+            Compare::Modified(key, revision) => entry(key).is_some_and(|entry| entry.modified == *revision),
+            Compare::Created(key, revision) => entry(key).is_some_and(|entry| entry.created == *revision),
+            Compare::Value(key, value) => entry(key).is_some_and(|entry| entry.value == value),
+        }
+    }
+
+    fn check(&self, txn: &Txn) -> Result<(), CommitError> {
+        let invalid = |why: String| Err(CommitError::Invalid(why));
+        for ops in [&txn.then, &txn.otherwise] {
+            if ops.len() > MAX_OPS || txn.compare.len() > MAX_OPS {
+                return invalid(format!("more than {MAX_OPS} conditions or operations in one transaction"));
+            }
+            let mut written = BTreeSet::new();
+            for op in ops {
+                let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key)) = op;
+                if key.is_empty() || key.len() > MAX_KEY {
+                    return invalid(format!("a key of {} bytes: 1 to {MAX_KEY} are allowed", key.len()));
+                }
+                if !matches!(op, Op::Get(_)) && !written.insert(key) {
+                    return invalid(format!("key `{key}` is written twice in one transaction"));
+                }
+                if let Op::Put { value, lease, .. } = op {
+                    if value.len() > MAX_VALUE {
+                        return invalid(format!("a value of {} bytes: at most {MAX_VALUE} are allowed", value.len()));
+                    }
+                    if let Some(lease) = lease.filter(|lease| !self.leases.contains_key(lease)) {
+                        return Err(CommitError::NoLease(lease));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

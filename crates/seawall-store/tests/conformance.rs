@@ -1,0 +1,217 @@
+//! What every backend has to do, run against each of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use seawall_store::{CommitError, Compare, Embedded, LeaseId, Op, OpResult, Store, Txn, WatchError};
+use seawall_types::Revision;
+
+/// Runs the suite on a fresh store for every case.
+macro_rules! conformance {
+    ($backend:ident, $make:expr) => {
+        mod $backend {
+            use super::*;
+
+            conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
+                invalid_transactions_change_nothing, leases_take_their_keys_along, a_lease_kept_alive_stays,
+                watches_miss_nothing, watches_resume_from_the_past, watches_report_compaction,
+                concurrent_writers_are_serialised);
+        }
+    };
+    (@cases $make:expr, $($case:ident),+) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            let (store, _keep): (Arc<dyn Store>, _) = $make;
+            tokio::time::timeout(Duration::from_secs(60), super::$case(store)).await.expect("hangs");
+        })+
+    };
+}
+
+conformance!(memory, (Arc::new(Embedded::memory().unwrap()), ()));
+conformance!(embedded, {
+    let dir = tempfile::tempdir().unwrap();
+    (Arc::new(Embedded::open(&dir.path().join("store.db")).unwrap()), dir)
+});
+
+async fn reads_what_was_written(store: Arc<dyn Store>) {
+    assert_eq!(store.get("a").await.unwrap(), None);
+    let first = store.commit(Txn::put("a", "1")).await.unwrap();
+    store.commit(Txn::put("ab", "2")).await.unwrap();
+    store.commit(Txn::put("b", "3")).await.unwrap();
+    let second = store.commit(Txn::put("a", "4")).await.unwrap();
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!((&entry.value[..], entry.version), (&b"4"[..], 2));
+    assert_eq!((entry.created, entry.modified), (first.revision, second.revision));
+    let range = store.range("a").await.unwrap();
+    assert_eq!(range.revision, second.revision);
+    assert_eq!(range.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["a", "ab"]);
+    assert_eq!(store.range("").await.unwrap().entries.len(), 3);
+    store.commit(Txn::delete("a")).await.unwrap();
+    assert_eq!(store.get("a").await.unwrap(), None);
+    let again = store.commit(Txn::put("a", "5")).await.unwrap();
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!((entry.created, entry.version), (again.revision, 1));
+}
+
+async fn revisions_count_transactions(store: Arc<dyn Store>) {
+    let empty = store.range("").await.unwrap().revision;
+    assert_eq!(empty, Revision(1));
+    let two = Txn { then: vec![put("a", "1"), put("b", "1"), Op::Get("a".into())], ..Txn::default() };
+    let done = store.commit(two).await.unwrap();
+    assert_eq!(done.revision, Revision(2), "two writes of one transaction share a revision");
+    assert!(matches!(&done.results[2], OpResult::Got(Some(entry)) if entry.modified == Revision(2)));
+    let nothing = store.commit(Txn::delete("zzz")).await.unwrap();
+    assert_eq!((nothing.revision, &nothing.results[..]), (Revision(2), &[OpResult::Deleted(false)][..]));
+    let read = Txn { then: vec![Op::Get("a".into())], ..Txn::default() };
+    assert_eq!(store.commit(read).await.unwrap().revision, Revision(2));
+}
+
+async fn compares_decide(store: Arc<dyn Store>) {
+    let created = store.commit(Txn::put("k", "v")).await.unwrap().revision;
+    let modified = store.commit(Txn::put("k", "w")).await.unwrap().revision;
+    let k = || "k".to_owned();
+    let table = [
+        (Compare::Exists(k()), true),
+        (Compare::Exists("x".into()), false),
+        (Compare::Absent(k()), false),
+        (Compare::Absent("x".into()), true),
+        (Compare::Created(k(), created), true),
+        (Compare::Created(k(), modified), false),
+        (Compare::Modified(k(), modified), true),
+        (Compare::Modified(k(), created), false),
+        (Compare::Value(k(), Bytes::from("w")), true),
+        (Compare::Value(k(), Bytes::from("v")), false),
+        (Compare::Value("x".into(), Bytes::new()), false),
+    ];
+    for (compare, holds) in table {
+        let txn = Txn {
+            compare: vec![Compare::Exists(k()), compare.clone()],
+            then: vec![Op::Get(k())],
+            otherwise: vec![Op::Delete("x".into())],
+        };
+        let done = store.commit(txn).await.unwrap();
+        assert_eq!(done.succeeded, holds, "{compare:?}");
+        assert_eq!(matches!(done.results[..], [OpResult::Got(Some(_))]), holds);
+    }
+}
+
+async fn invalid_transactions_change_nothing(store: Arc<dyn Store>) {
+    let twice = Txn { then: vec![put("a", "1"), put("a", "2")], ..Txn::default() };
+    let long = Txn::put("x".repeat(seawall_store::MAX_KEY + 1), "");
+    let large = Txn::put("a", vec![0; seawall_store::MAX_VALUE + 1]);
+    let many = Txn { then: (0..200).map(|i| put(&i.to_string(), "")).collect(), ..Txn::default() };
+    for txn in [twice, long, large, many, Txn::put("", "v")] {
+        let error = store.commit(txn).await.unwrap_err();
+        assert!(matches!(error, CommitError::Invalid(_)), "{error}");
+    }
+    let orphan = Op::Put { key: "a".into(), value: "1".into(), lease: Some(LeaseId(77)) };
+    let error = store.commit(Txn { then: vec![put("b", "1"), orphan], ..Txn::default() }).await.unwrap_err();
+    assert_eq!(error, CommitError::NoLease(LeaseId(77)));
+    assert_eq!(store.range("").await.unwrap().revision, Revision(1));
+    assert!(matches!(store.grant(Duration::ZERO).await, Err(CommitError::Invalid(_))));
+    assert!(matches!(store.grant(Duration::from_secs(86_401)).await, Err(CommitError::Invalid(_))));
+}
+
+async fn leases_take_their_keys_along(store: Arc<dyn Store>) {
+    let lease = store.grant(Duration::from_millis(300)).await.unwrap();
+    let other = store.grant(Duration::from_secs(60)).await.unwrap();
+    let with = |key: &str, lease| Op::Put { key: key.into(), value: "v".into(), lease };
+    for op in [with("a", Some(lease)), with("b", Some(lease)), with("c", Some(lease)), with("d", Some(other))] {
+        store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+    }
+    // Written again without the lease, `b` no longer goes with it; `c` has moved to the other one.
+    store.commit(Txn { then: vec![with("b", None), with("c", Some(other))], ..Txn::default() }).await.unwrap();
+    let mut events = store.watch("", store.range("").await.unwrap().revision.next()).await.unwrap();
+    let gone = events.next().await.unwrap();
+    assert_eq!(gone.iter().map(|e| (&*e.key, e.entry.is_none())).collect::<Vec<_>>(), [("a", true)]);
+    assert_eq!(store.keep_alive(lease).await, Err(CommitError::NoLease(lease)));
+    assert_eq!(store.revoke(lease).await, Err(CommitError::NoLease(lease)));
+    store.revoke(other).await.unwrap();
+    let left = store.range("").await.unwrap();
+    assert_eq!(left.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["b"]);
+}
+
+async fn a_lease_kept_alive_stays(store: Arc<dyn Store>) {
+    let ttl = Duration::from_millis(600);
+    let lease = store.grant(ttl).await.unwrap();
+    let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
+    store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+    let end = tokio::time::Instant::now() + 3 * ttl;
+    let mut beat = tokio::time::interval(ttl / 6);
+    while tokio::time::Instant::now() < end {
+        beat.tick().await;
+        assert_eq!(store.keep_alive(lease).await, Ok(ttl));
+    }
+    assert!(store.get("a").await.unwrap().is_some());
+}
+
+async fn watches_miss_nothing(store: Arc<dyn Store>) {
+    let mut watch = store.watch("k/", Revision(2)).await.unwrap();
+    let writer = tokio::spawn(async move {
+        for i in 0..500u64 {
+            store.commit(Txn::put(format!("k/{}", i % 7), i.to_string())).await.unwrap();
+            store.commit(Txn::put("other", "x")).await.unwrap();
+        }
+        store
+    });
+    let mut seen = Vec::new();
+    while seen.len() < 500 {
+        seen.extend(watch.next().await.unwrap());
+    }
+    assert!(seen.windows(2).all(|pair| pair[0].revision < pair[1].revision));
+    let values: Vec<u64> = seen.iter().map(|e| number(&e.entry.as_ref().unwrap().value)).collect();
+    assert_eq!(values, (0..500).collect::<Vec<_>>());
+    writer.await.unwrap();
+}
+
+async fn watches_resume_from_the_past(store: Arc<dyn Store>) {
+    for i in 0..10 {
+        store.commit(Txn::put("a", i.to_string())).await.unwrap();
+    }
+    store.commit(Txn::delete("a")).await.unwrap();
+    let events = store.watch("a", Revision(5)).await.unwrap().next().await.unwrap();
+    let revisions: Vec<u64> = events.iter().map(|e| e.revision.0).collect();
+    assert_eq!(revisions, (5..=12).collect::<Vec<_>>());
+    assert!(events.last().unwrap().entry.is_none());
+}
+
+async fn watches_report_compaction(store: Arc<dyn Store>) {
+    let mut slow = store.watch("", Revision(2)).await.unwrap();
+    let many = Txn { then: (0..128).map(|i| put(&format!("{i}"), "v")).collect(), ..Txn::default() };
+    for _ in 0..140 {
+        store.commit(many.clone()).await.unwrap();
+    }
+    let WatchError::Compacted { oldest } = slow.next().await.unwrap_err() else { panic!("not compacted") };
+    assert!(oldest > Revision(2));
+    assert_eq!(store.watch("", Revision(2)).await.unwrap_err(), WatchError::Compacted { oldest });
+    assert_eq!(store.watch("", oldest).await.unwrap().next().await.unwrap()[0].revision, oldest);
+}
+
+async fn concurrent_writers_are_serialised(store: Arc<dyn Store>) {
+    store.commit(Txn::put("n", "0")).await.unwrap();
+    let writers = (0..8).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut done = 0;
+            while done < 25 {
+                let entry = store.get("n").await.unwrap().unwrap();
+                let next = (number(&entry.value) + 1).to_string();
+                let txn = Txn::put("n", next).when(Compare::Modified("n".into(), entry.modified));
+                done += u32::from(store.commit(txn).await.unwrap().succeeded);
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    assert_eq!(number(&store.get("n").await.unwrap().unwrap().value), 200);
+}
+
+fn put(key: &str, value: &str) -> Op {
+    Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()), lease: None }
+}
+
+fn number(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).unwrap().parse().unwrap()
+}

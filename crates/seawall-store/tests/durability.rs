@@ -1,0 +1,140 @@
+//! What the embedded store keeps when its process is killed, its file is damaged or taken.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use seawall_store::sqlite::OpenError;
+use seawall_store::{Embedded, Op, Store, Txn};
+use seawall_types::Revision;
+
+/// In the child: writes from several tasks and prints what has been acknowledged, until it is killed.
+#[test]
+fn writer_child() {
+    let Ok(path) = std::env::var("SEAWALL_TEST_STORE") else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Embedded::open(Path::new(&path)).unwrap();
+        for writer in 0..4 {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for n in 0u64.. {
+                    let key = format!("w{writer}/{n}");
+                    let revision = store.commit(Txn::put(key.clone(), n.to_string())).await.unwrap().revision;
+                    // One write, so that a line is whole or absent.
+                    std::io::stdout().write_all(format!("\nack {key} {revision}\n").as_bytes()).unwrap();
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    });
+}
+
+#[tokio::test]
+async fn every_acknowledged_write_survives_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let mut highest = 1;
+    for round in 0..6u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["writer_child", "--exact", "--nocapture"])
+            .env("SEAWALL_TEST_STORE", &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut acknowledged = Vec::new();
+        let wanted = 50 + round as usize * 37;
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            if let Some(rest) = line.strip_prefix("ack ") {
+                let (key, revision) = rest.split_once(' ').unwrap();
+                acknowledged.push((key.to_owned(), Revision(revision.parse().unwrap())));
+            }
+            if acknowledged.len() == wanted {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(acknowledged.len() >= wanted, "the child stopped by itself");
+        let store = Embedded::open(&path).unwrap();
+        for (key, revision) in &acknowledged {
+            let entry = store.get(key).await.unwrap().unwrap_or_else(|| panic!("{key} was lost"));
+            assert_eq!(entry.modified, *revision);
+            assert!(revision.0 > highest, "a revision was given twice");
+        }
+        highest = store.range("").await.unwrap().revision.0;
+        let events = store.watch("", Revision(2)).await.unwrap().next().await.unwrap();
+        let told: Vec<u64> = events.iter().map(|event| event.revision.0).collect();
+        assert_eq!(told, (2..=highest).collect::<Vec<_>>(), "the history has no gap and no repetition");
+    }
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart_and_leases_start_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let ttl = Duration::from_millis(1500);
+    let (lease, before) = {
+        let store = Embedded::open(&path).unwrap();
+        let lease = store.grant(ttl).await.unwrap();
+        let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
+        store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+        store.commit(Txn::put("b", "w")).await.unwrap();
+        (lease, store.range("").await.unwrap())
+    };
+    // Away for longer than the lease.
+    tokio::time::sleep(ttl + Duration::from_millis(300)).await;
+    let store = reopen(&path).await;
+    assert_eq!(store.range("").await.unwrap(), before);
+    assert_eq!(store.keep_alive(lease).await, Ok(ttl));
+    assert!(store.grant(ttl).await.unwrap() > lease);
+    let mut watch = store.watch("a", before.revision.next()).await.unwrap();
+    let gone = tokio::time::timeout(4 * ttl, watch.next()).await.unwrap().unwrap();
+    assert!(gone[0].entry.is_none(), "nobody keeps it alive now");
+}
+
+#[tokio::test]
+async fn a_file_belongs_to_one_process_and_damage_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let first = Embedded::open(&path).unwrap();
+    assert!(matches!(Embedded::open(&path), Err(OpenError::InUse { .. })));
+    for n in 0..200 {
+        first.commit(Txn::put(format!("key/{n}"), vec![b'x'; 500])).await.unwrap();
+    }
+    drop(first);
+    drop(reopen(&path).await);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 8192].fill(0xA5);
+    std::fs::write(&path, bytes).unwrap();
+    let error = Embedded::open(&path).unwrap_err().to_string();
+    assert!(error.contains("damaged") || error.contains("malformed"), "{error}");
+    std::fs::write(&path, vec![b'?'; 8192]).unwrap();
+    let error = Embedded::open(&path).unwrap_err().to_string();
+    assert!(error.contains("store.db"), "{error}");
+}
+
+#[tokio::test]
+async fn a_closed_store_ends_its_watches() {
+    let store = Embedded::memory().unwrap();
+    let mut watch = store.watch("", Revision(2)).await.unwrap();
+    drop(store);
+    let end = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap();
+    assert_eq!(end.unwrap_err(), seawall_store::WatchError::Closed);
+}
+
+/// The writer thread closes the file a moment after the last handle is gone.
+async fn reopen(path: &Path) -> Embedded {
+    for _ in 0..100 {
+        match Embedded::open(path) {
+            Ok(store) => return store,
+            Err(OpenError::InUse { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("still in use");
+}
