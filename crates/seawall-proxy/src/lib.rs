@@ -1,1 +1,25 @@
-//! x
+//! The data plane: what carries a request, used alike by the gateway, the sidecar and the saga runner.
+//!
+//! Read [`pipeline`] first: it lists the steps of a request in order. Around it stand [`upstream`] (what the snapshot
+//! says, as one worker sees it), [`balance`], `pool`, [`headers`], [`filter`] and [`reject`]; [`server`] runs one
+//! current-thread runtime per core with a listener and a pool each, and shares nothing on the way of a request but the
+//! policies' own counters.
+
+pub mod balance;
+pub mod body;
+pub mod client;
+pub mod filter;
+pub mod headers;
+pub mod metrics;
+pub mod path;
+pub mod pipeline;
+mod pool;
+pub mod reject;
+pub mod server;
+pub mod upstream;
+
+pub use body::{RequestBody, ResponseBody};
+pub use client::{CallError, Client};
+pub use pipeline::{Matched, Pipeline, Route, RouteError, Router};
+pub use server::{Server, ServerConfig};
+pub use upstream::Upstreams;

@@ -1,0 +1,195 @@
+//! The bodies that pass through: streamed, or whole when they may have to be sent again.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::pipeline::Record;
+
+/// A body that could not be passed on.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The other side broke off.
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    /// The upstream sent nothing for too long in the middle of a body.
+    #[error("no data for {0:?}")]
+    Stalled(Duration),
+}
+
+/// What is sent upstream.
+#[derive(Debug, Default)]
+pub enum RequestBody {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// All of it is here and can be sent again.
+    Whole(Bytes),
+    /// It passes through once.
+    Stream(Incoming),
+}
+
+impl RequestBody {
+    /// The same body again, if that is possible.
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
+            Self::Stream(_) => None,
+        }
+    }
+}
+
+impl From<Bytes> for RequestBody {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::Empty } else { Self::Whole(bytes) }
+    }
+}
+
+impl From<Incoming> for RequestBody {
+    fn from(incoming: Incoming) -> Self {
+        if incoming.is_end_stream() { Self::Empty } else { Self::Stream(incoming) }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match this {
+            Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *this = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(_) => false,
+            Self::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+/// What goes back to the caller. It carries the call's [`Record`], so that permits are held, the connection is kept
+/// and the outcome is written down until the last byte has passed, or the caller is gone.
+#[derive(Debug)]
+pub struct ResponseBody {
+    source: Source,
+    record: Option<Record>,
+    /// Runs only while the upstream is silent.
+    stall: Option<Pin<Box<Sleep>>>,
+    idle: Duration,
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Option<Bytes>),
+    Stream(Incoming),
+}
+
+impl ResponseBody {
+    /// An answer of Seawall's own.
+    pub fn whole(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let source = Source::Whole((!bytes.is_empty()).then_some(bytes));
+        Self { source, record: None, stall: None, idle: Duration::MAX }
+    }
+
+    /// An upstream's answer; `record` is told of its end, and a silence longer than `idle` breaks it off.
+    pub(crate) fn stream(incoming: Incoming, record: Record, idle: Duration) -> Self {
+        let mut body = Self { source: Source::Stream(incoming), record: Some(record), stall: None, idle };
+        body.settle();
+        body
+    }
+
+    /// Hands the record over once the body has ended.
+    fn settle(&mut self) {
+        if self.is_end_stream()
+            && let Some(record) = self.record.take()
+        {
+            record.complete();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let incoming = match &mut this.source {
+            Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Stream(incoming) => incoming,
+        };
+        match Pin::new(incoming).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.stall = None;
+                this.settle();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(record) = this.record.take() {
+                    record.broken();
+                }
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                if let Some(record) = this.record.take() {
+                    record.complete();
+                }
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let idle = this.idle;
+                let stall = this.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline(idle))));
+                ready!(stall.as_mut().poll(context));
+                if let Some(record) = this.record.take() {
+                    record.broken();
+                }
+                Poll::Ready(Some(Err(BodyError::Stalled(idle))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+fn deadline(after: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(366 * 24 * 3600);
+    Instant::now() + after.min(FAR)
+}

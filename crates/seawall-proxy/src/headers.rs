@@ -1,0 +1,220 @@
+//! Headers that belong to one hop, and headers that the hops add.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::header::{CONNECTION, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use http::{Uri, Version};
+use seawall_telemetry::TraceContext;
+use seawall_types::header::TIMEOUT;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+const TRANSFER_ENCODING: HeaderName = http::header::TRANSFER_ENCODING;
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const TRACEPARENT: HeaderName = HeaderName::from_static(TraceContext::HEADER);
+const SEAWALL_TIMEOUT: HeaderName = HeaderName::from_static(TIMEOUT);
+
+/// Removes what belongs to the last hop alone (RFC 9110, 7.6.1): `Connection`, every field that it names, and those
+/// that every proxy has to remove whether they are named or not. `TE: trailers` stays.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            // Naming these would let a client remove what the hops rely on.
+            .filter(|name| ![HOST, X_FORWARDED_FOR, FORWARDED, SEAWALL_TIMEOUT].contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHORIZATION] {
+        headers.remove(name);
+    }
+    if let Some(te) = headers.get(TE)
+        && !te.as_bytes().eq_ignore_ascii_case(b"trailers")
+    {
+        headers.remove(TE);
+    }
+}
+
+/// What a connection adds to each of its requests; made once for it.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    peer: HeaderValue,
+    element: String,
+    trusted_hops: u8,
+}
+
+impl Forwarding {
+    /// For requests from `peer`. `trusted_hops` proxies in front of this one are believed; with 0 whatever the client
+    /// says about itself is replaced.
+    pub fn new(peer: IpAddr, trusted_hops: u8) -> Self {
+        let peer = peer.to_canonical();
+        let element = match peer {
+            IpAddr::V4(v4) => format!("for={v4};proto=http"),
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http"),
+        };
+        let peer = HeaderValue::try_from(peer.to_string()).expect("an address is a valid header value");
+        Self { peer, element, trusted_hops }
+    }
+
+    /// Adds `X-Forwarded-For`, `-Host`, `-Proto` and `Forwarded` (RFC 7239).
+    pub fn apply(&self, headers: &mut HeaderMap, host: Option<HeaderValue>) {
+        let mut element = self.element.clone();
+        if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()).filter(|host| plain_host(host)) {
+            element.push_str(";host=\"");
+            element.push_str(host);
+            element.push('"');
+        }
+        if self.trusted_hops == 0 {
+            headers.insert(X_FORWARDED_FOR, self.peer.clone());
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            match host {
+                Some(host) => drop(headers.insert(X_FORWARDED_HOST, host)),
+                None => drop(headers.remove(X_FORWARDED_HOST)),
+            }
+            if let Ok(element) = HeaderValue::try_from(element) {
+                headers.insert(FORWARDED, element);
+            }
+            return;
+        }
+        self.extend(headers, X_FORWARDED_FOR, self.peer.to_str().unwrap_or_default());
+        self.extend(headers, FORWARDED, &element);
+        headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+        if let Some(host) = host {
+            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        }
+    }
+
+    /// Keeps what the trusted hops have written, the last of the list, and appends ours.
+    fn extend(&self, headers: &mut HeaderMap, name: HeaderName, ours: &str) {
+        let given: Vec<String> = headers
+            .get_all(&name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(',').map(|part| part.trim().to_owned()))
+            .collect();
+        let kept = given.len().saturating_sub(usize::from(self.trusted_hops));
+        let list: Vec<&str> = given[kept..].iter().map(String::as_str).chain([ours]).collect();
+        if let Ok(value) = HeaderValue::try_from(list.join(", ")) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn plain_host(host: &str) -> bool {
+    host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']' | b'_'))
+}
+
+/// Passes a valid trace on as a child of it, or starts one; returns it for the log.
+pub fn trace(headers: &mut HeaderMap) -> TraceContext {
+    let parent = headers.get(TRACEPARENT).and_then(|value| TraceContext::parse(value.as_bytes()));
+    let context = parent.map_or_else(TraceContext::start, TraceContext::child);
+    let value = HeaderValue::from_bytes(&context.to_header()).expect("hexadecimal is a valid header value");
+    headers.insert(TRACEPARENT, value);
+    context
+}
+
+/// The time that the caller gives this request, if it says so.
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let millis: u64 = headers.get(SEAWALL_TIMEOUT)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+/// Tells the next hop how much time is left.
+pub fn set_timeout(headers: &mut HeaderMap, left: Duration) {
+    let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    headers.insert(SEAWALL_TIMEOUT, millis.into());
+}
+
+/// The host that the client asked for, from the request line or the header.
+pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
+    match uri.authority() {
+        Some(authority) => HeaderValue::try_from(authority.as_str()).ok(),
+        None => headers.get(HOST).cloned(),
+    }
+}
+
+/// What RFC 9112, 3.2 demands of the `Host` field; the reason when it is not met.
+pub fn bad_host(version: Version, headers: &HeaderMap) -> Option<&'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Some("more than one Host header"),
+        (None, None) if version == Version::HTTP_11 => Some("no Host header"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let field = |(name, value): &(&str, &str)| {
+            (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap())
+        };
+        let mut map = HeaderMap::new();
+        for (name, value) in fields.iter().map(field) {
+            map.append(name, value);
+        }
+        map
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_others_stay() {
+        let mut headers = map(&[
+            ("connection", "close, X-Mine"),
+            ("connection", "host"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("te", "gzip"),
+            ("host", "shop"),
+            ("x-other", "2"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("host", "shop"), ("x-other", "2")]));
+        let mut headers = map(&[("te", "trailers")]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_client_cannot_choose_its_own_address() {
+        let spoofed = [("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("forwarded", "for=1.1.1.1")];
+        let host = Some(HeaderValue::from_static("shop.example"));
+        let text = |headers: &HeaderMap, name: &str| headers[name].to_str().unwrap().to_owned();
+
+        let mut headers = map(&spoofed);
+        Forwarding::new("9.9.9.9".parse().unwrap(), 0).apply(&mut headers, host.clone());
+        assert_eq!(text(&headers, "x-forwarded-for"), "9.9.9.9");
+        assert_eq!(text(&headers, "forwarded"), "for=9.9.9.9;proto=http;host=\"shop.example\"");
+        assert_eq!(text(&headers, "x-forwarded-host"), "shop.example");
+
+        let mut headers = map(&spoofed);
+        Forwarding::new("::1".parse().unwrap(), 1).apply(&mut headers, host);
+        assert_eq!(text(&headers, "x-forwarded-for"), "2.2.2.2, ::1");
+        assert!(text(&headers, "forwarded").ends_with("for=\"[::1]\";proto=http;host=\"shop.example\""));
+    }
+
+    #[test]
+    fn traces_are_passed_on_or_started() {
+        let mut headers = map(&[("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]);
+        assert_eq!(trace(&mut headers).to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert!(!headers["traceparent"].to_str().unwrap().contains("b7ad6b7169203331"));
+        let mut headers = map(&[("traceparent", "garbage")]);
+        trace(&mut headers);
+        assert_eq!(headers["traceparent"].len(), 55);
+    }
+}

@@ -1,0 +1,178 @@
+//! When Seawall itself has to answer: why, whether the service has seen the request, and what the caller is told.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use seawall_resilience::{PolicyName, Rejected};
+use seawall_types::header::REJECTED;
+
+use crate::body::ResponseBody;
+
+/// Why there is no answer of the service's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The request is not one that can be passed on.
+    BadRequest,
+    /// No route matches.
+    NoRoute,
+    /// The service has no instance that is up.
+    NoInstance,
+    /// The circuit breaker turned it away.
+    Breaker,
+    /// The bulkhead turned it away.
+    Bulkhead,
+    /// No time is left.
+    Timeout,
+    /// No instance could be connected to.
+    Connect,
+    /// The connection broke after the request had been sent.
+    Reset,
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::BadRequest,
+        Self::NoRoute,
+        Self::NoInstance,
+        Self::Breaker,
+        Self::Bulkhead,
+        Self::Timeout,
+        Self::Connect,
+        Self::Reset,
+    ];
+
+    /// The word used in headers, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::NoRoute => "no-route",
+            Self::NoInstance => "no-instance",
+            Self::Breaker => "breaker",
+            Self::Bulkhead => "bulkhead",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+        }
+    }
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoInstance | Self::Breaker | Self::Bulkhead | Self::Connect => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Reset => StatusCode::BAD_GATEWAY,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A call that got no answer of the service's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Why.
+    pub reason: Reason,
+    /// The service that was to be called; empty when none was chosen.
+    pub service: Arc<str>,
+    /// More about it, for people.
+    pub detail: String,
+    /// When it is worth trying again, where that is known.
+    pub retry_after: Option<Duration>,
+    /// Whether the service may have seen the request. `false` is a promise.
+    pub sent: bool,
+}
+
+impl Rejection {
+    /// A rejection of a request that was not sent.
+    pub fn unsent(reason: Reason, service: Arc<str>, detail: impl Into<String>) -> Self {
+        Self { reason, service, detail: detail.into(), retry_after: None, sent: false }
+    }
+
+    /// The answer to the caller.
+    pub fn into_response(self) -> Response<ResponseBody> {
+        let text = format!("{self}\n");
+        let mut response = Response::new(ResponseBody::whole(text));
+        *response.status_mut() = self.reason.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        self.mark(headers);
+        response
+    }
+
+    /// Says in the headers which policy rejected and until when.
+    pub fn mark(&self, headers: &mut http::HeaderMap) {
+        let mut mark = self.reason.to_string();
+        if !self.service.is_empty() {
+            mark += &format!("; instance=\"{}\"", self.service);
+        }
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            mark += &format!("; retry_after={seconds}");
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        mark += if self.sent { "; sent=?1" } else { "; sent=?0" };
+        if let Ok(mark) = mark.try_into() {
+            headers.insert(REJECTED, mark);
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.reason)?;
+        if !self.service.is_empty() {
+            write!(f, " of `{}`", self.service)?;
+        }
+        write!(f, ": {}", self.detail)?;
+        if let Some(after) = self.retry_after {
+            write!(f, "; try again in {:.1} s", after.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Rejected> for Rejection {
+    fn from(rejected: Rejected) -> Self {
+        let reason = match rejected.policy {
+            PolicyName::Breaker => Reason::Breaker,
+            PolicyName::Bulkhead => Reason::Bulkhead,
+            PolicyName::Timeout => Reason::Timeout,
+        };
+        let detail = rejected.reason.to_owned();
+        Self { reason, service: rejected.instance, detail, retry_after: rejected.retry_after, sent: false }
+    }
+}
+
+/// Whether a response from the next hop says that the service never saw the request.
+pub fn promises_unsent(headers: &http::HeaderMap) -> bool {
+    headers.get(REJECTED).is_some_and(|mark| mark.as_bytes().ends_with(b"sent=?0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_says_who_and_until_when() {
+        let mut rejection = Rejection::unsent(Reason::Breaker, "payment".into(), "open");
+        rejection.retry_after = Some(Duration::from_millis(11_200));
+        let response = rejection.clone().into_response();
+        let text = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(response.status(), 503);
+        assert_eq!(text(REJECTED), "breaker; instance=\"payment\"; retry_after=12; sent=?0");
+        assert_eq!(text("retry-after"), "12");
+        assert!(promises_unsent(response.headers()));
+        rejection.sent = true;
+        assert!(!promises_unsent(rejection.into_response().headers()));
+    }
+}

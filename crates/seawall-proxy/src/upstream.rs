@@ -1,0 +1,236 @@
+//! The services that can be called, as a snapshot and the policies describe them.
+//!
+//! [`Upstreams`] is shared by the process: the latest snapshot behind an atomic pointer and one [`Guard`] for each
+//! service. A [`View`] belongs to one worker: it is compiled from the snapshot when a request notices a new version,
+//! and keeps the worker's own loads and connections across versions.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use seawall_resilience::breaker::Breaker;
+use seawall_resilience::{Guard, Policies};
+use seawall_types::{ServiceName, Snapshot, Status};
+
+use crate::balance::Load;
+use crate::metrics::{Registry, ServiceMetrics};
+use crate::pool::Pool;
+
+/// Everything that this process knows about whom it can call; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Upstreams {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    /// Counts publications; a worker compares it to the one that its view was compiled from.
+    version: AtomicU64,
+    policies: Policies,
+    guards: Mutex<HashMap<ServiceName, Arc<Guard>>>,
+    metrics: Registry,
+}
+
+impl Upstreams {
+    /// Nobody to call yet.
+    pub fn new(policies: Policies) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                snapshot: ArcSwap::default(),
+                version: AtomicU64::new(1),
+                policies,
+                guards: Mutex::default(),
+                metrics: Registry::default(),
+            }),
+        }
+    }
+
+    /// Replaces the snapshot. When this returns, no request that begins will pick what the snapshot leaves out.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.shared.snapshot.store(snapshot);
+        self.shared.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// The latest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot.load_full()
+    }
+
+    /// The guards of the services that have been called from here.
+    pub fn guards(&self) -> Vec<Arc<Guard>> {
+        let mut guards: Vec<_> = self.guards_locked().values().cloned().collect();
+        guards.sort_by(|a, b| a.name.cmp(&b.name));
+        guards
+    }
+
+    /// Where the workers' counters are collected.
+    pub fn metrics(&self) -> &Registry {
+        &self.shared.metrics
+    }
+
+    fn guards_locked(&self) -> MutexGuard<'_, HashMap<ServiceName, Arc<Guard>>> {
+        self.shared.guards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guard(&self, service: &ServiceName) -> Arc<Guard> {
+        let mut guards = self.guards_locked();
+        let make = || {
+            let name: Arc<str> = service.as_str().into();
+            let transitions = self.shared.metrics.transitions(service);
+            let policy = self.shared.policies.of(service.as_str());
+            let told = name.clone();
+            let listener = move |transition: &seawall_resilience::breaker::Transition| {
+                transitions.count(transition.to);
+                tracing::warn!(policy = "breaker", service = %told, "{transition}");
+            };
+            Arc::new(Guard::new(name, policy, Box::new(listener)))
+        };
+        guards.entry(service.clone()).or_insert_with(make).clone()
+    }
+}
+
+/// One service as one worker sees it at one version.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The service.
+    pub service: ServiceName,
+    /// Its policies with their state, shared by all workers.
+    pub guard: Arc<Guard>,
+    /// The instances that are up.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// This worker's counters.
+    pub metrics: Arc<ServiceMetrics>,
+    /// What its instances are called by: the service's name.
+    pub(crate) host: HeaderValue,
+}
+
+/// Lets a permit reach the breaker by way of the worker's own `Arc`, whose count no other core touches.
+#[derive(Clone, Debug)]
+pub struct BreakerOf(pub(crate) Arc<Upstream>);
+
+impl AsRef<Breaker> for BreakerOf {
+    fn as_ref(&self) -> &Breaker {
+        self.0.guard.breaker.as_deref().expect("made only where there is a breaker")
+    }
+}
+
+/// One instance as one worker sees it.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where it is.
+    pub addr: SocketAddr,
+    /// Its share relative to its peers.
+    pub weight: u16,
+    /// What this worker has under way there.
+    pub load: Load,
+    pub(crate) pool: Pool,
+}
+
+impl Endpoint {
+    /// An endpoint without history.
+    pub fn new(addr: SocketAddr, weight: u16, now: Instant) -> Self {
+        Self { addr, weight, load: Load::new(now), pool: Pool::default() }
+    }
+}
+
+/// One worker's view, compiled anew when the version has moved.
+#[derive(Debug)]
+pub struct View {
+    upstreams: Upstreams,
+    compiled: Mutex<Compiled>,
+}
+
+#[derive(Debug, Default)]
+struct Compiled {
+    version: u64,
+    services: HashMap<ServiceName, Arc<Upstream>>,
+}
+
+impl View {
+    /// A view for one more worker.
+    pub fn new(upstreams: Upstreams) -> Self {
+        Self { upstreams, compiled: Mutex::default() }
+    }
+
+    /// The process-wide part.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
+    /// The service as the latest snapshot has it; `None` when it has never been registered.
+    pub fn get(&self, service: &str) -> Option<Arc<Upstream>> {
+        // Uncontended: the lock belongs to one worker.
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.upstreams.shared.version.load(Ordering::Acquire);
+        if compiled.version != version {
+            compiled.version = version;
+            let snapshot = self.upstreams.snapshot();
+            compiled.services = self.compile(&snapshot, &compiled.services);
+        }
+        compiled.services.get(service).cloned()
+    }
+
+    fn compile(
+        &self,
+        snapshot: &Snapshot,
+        old: &HashMap<ServiceName, Arc<Upstream>>,
+    ) -> HashMap<ServiceName, Arc<Upstream>> {
+        let now = Instant::now();
+        let compile = |(service, instances): (&ServiceName, &Arc<Vec<seawall_types::Instance>>)| {
+            let before = old.get(service);
+            let up = instances.iter().filter(|instance| instance.status == Status::Up);
+            let endpoints = up.map(|instance| {
+                let same = |e: &&Arc<Endpoint>| e.addr == instance.addr() && e.weight == instance.weight;
+                let known = before.and_then(|before| before.endpoints.iter().find(same));
+                known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(instance.addr(), instance.weight, now)))
+            });
+            let upstream = Upstream {
+                endpoints: endpoints.collect(),
+                service: service.clone(),
+                host: HeaderValue::from_str(service.as_str()).expect("a service's name is a valid header value"),
+                guard: before.map_or_else(|| self.upstreams.guard(service), |before| before.guard.clone()),
+                metrics: before
+                    .map_or_else(|| self.upstreams.shared.metrics.worker(service), |before| before.metrics.clone()),
+            };
+            (service.clone(), Arc::new(upstream))
+        };
+        snapshot.services.iter().map(compile).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seawall_types::{Change, Instance, InstanceId, Revision};
+
+    use super::*;
+
+    #[test]
+    fn a_view_follows_the_snapshot_and_keeps_what_stayed() {
+        let upstreams = Upstreams::new(Policies::default());
+        let view = View::new(upstreams.clone());
+        assert!(view.get("order").is_none());
+        let mut snapshot = Snapshot::default();
+        let mut put = |revision, id: &str, port: u16, status| {
+            let id = InstanceId::try_new(id).unwrap();
+            let mut instance = Instance::new(id.clone(), ([127, 0, 0, 1], port).into());
+            instance.status = status;
+            let service = ServiceName::try_new("order").unwrap();
+            snapshot.apply(&Change { revision: Revision(revision), service, id, instance: Some(instance) });
+            upstreams.publish(Arc::new(snapshot.clone()));
+        };
+        put(1, "a", 1, Status::Up);
+        put(2, "b", 2, Status::Up);
+        let before = view.get("order").unwrap();
+        put(3, "b", 2, Status::Draining);
+        let after = view.get("order").unwrap();
+        assert_eq!((before.endpoints.len(), after.endpoints.len()), (2, 1));
+        assert!(Arc::ptr_eq(&before.endpoints[0], &after.endpoints[0]), "load and connections are kept");
+        assert!(Arc::ptr_eq(&before.guard, &after.guard));
+        assert!(Arc::ptr_eq(&after, &view.get("order").unwrap()), "nothing is compiled without need");
+    }
+}
