@@ -1,1 +1,169 @@
-//! x
+//! The control node: the registry, the saga runner and the HTTP API in front of both, on one store.
+
+mod api;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use seawall_drain::Drain;
+use seawall_proxy::{Client, Upstreams};
+use seawall_registry::{Registry, RegistryError};
+use seawall_resilience::Policies;
+use seawall_saga::log::{Log, LogError};
+use seawall_saga::{Plan, Runner, RunnerConfig};
+use seawall_store::Embedded;
+use seawall_store::sqlite::OpenError;
+use seawall_types::{Instance, InstanceId, Period, ServiceName};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+/// The name under which control itself is registered, so that services can call its API through their sidecar.
+pub const SERVICE: &str = "control";
+
+/// The control node's part of the file.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlConfig {
+    /// Where its HTTP API listens. Default 127.0.0.1:7400.
+    pub listen: SocketAddr,
+    /// The directory that everything durable lives in. Default ./seawall-data.
+    pub data: PathBuf,
+    /// How long an instance stays registered without a heartbeat; at least 1s. Default 6s.
+    pub ttl: Period,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7400)), data: "./seawall-data".into(), ttl: Period::secs(6) }
+    }
+}
+
+/// A control node that could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The address.
+    #[error("control cannot listen on {addr}: {source}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file in the data directory.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The saga log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The server.
+    #[error("the API server failed: {0}")]
+    Serve(io::Error),
+}
+
+/// A control node that has opened its files and its address and does not serve yet.
+#[derive(Debug)]
+pub struct Control {
+    listener: TcpListener,
+    addr: SocketAddr,
+    registry: Registry,
+    upstreams: Upstreams,
+    log: Log,
+    plans: Vec<Plan>,
+}
+
+impl Control {
+    /// Opens the store and the saga log, and binds the address.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn bind(config: ControlConfig, policies: Policies, plans: Vec<Plan>) -> Result<Self, ControlError> {
+        let addr = config.listen;
+        let listen = |source| ControlError::Listen { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
+        let store = Arc::new(Embedded::open(&config.data.join("store.db"))?);
+        let log = Log::open(&config.data.join("sagas.db"))?;
+        let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store).await?;
+        Ok(Self { listener, addr, registry, upstreams: Upstreams::new(policies), log, plans })
+    }
+
+    /// Where the API listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `drain` signals; then finishes the requests and saga steps under way and returns. Sagas that have
+    /// not ended go on when a control node opens their log again.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
+        let Self { listener, addr, registry, upstreams, log, plans } = self;
+        tokio::spawn(registry.clone().run(drain.clone()));
+        tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
+        let client = Client::new(upstreams.clone());
+        let runner = Runner::new(RunnerConfig::default(), plans, log, client, drain.clone());
+        runner.recover().await?;
+        register_self(&registry, addr).await?;
+        tokio::spawn(beat_self(registry.clone(), addr, drain.clone()));
+        tracing::info!(%addr, "control is ready");
+        let app = api::router(api::App { registry, runner, upstreams, drain: drain.clone() });
+        let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
+        served.await.map_err(ControlError::Serve)
+    }
+}
+
+/// The saga runner's own client follows the registry in this very process.
+async fn publish(registry: Registry, upstreams: Upstreams, drain: Drain) {
+    let Some(_subscription) = registry.subscribers().open("control") else { return };
+    let mut snapshots = registry.watch();
+    snapshots.mark_changed();
+    loop {
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = drain.signaled() => return,
+        }
+        let snapshot = snapshots.borrow_and_update().clone();
+        let revision = snapshot.revision;
+        upstreams.publish(snapshot);
+        registry.subscribers().acknowledge("control", revision);
+    }
+}
+
+fn own_name(addr: SocketAddr) -> (ServiceName, InstanceId) {
+    let id = format!("control-{}", addr.port());
+    (ServiceName::try_new(SERVICE).expect("a valid name"), InstanceId::try_new(&id).expect("a valid id"))
+}
+
+async fn register_self(registry: &Registry, addr: SocketAddr) -> Result<(), ControlError> {
+    let (service, id) = own_name(addr);
+    let mut reachable = addr;
+    if addr.ip().is_unspecified() {
+        reachable.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    // The registry's own view moves only while it runs; it does by now.
+    registry.register(&service, Instance::new(id, reachable)).await?;
+    Ok(())
+}
+
+async fn beat_self(registry: Registry, addr: SocketAddr, drain: Drain) {
+    let (service, id) = own_name(addr);
+    let mut beat = tokio::time::interval((registry.ttl() / 3).max(Duration::from_millis(100)));
+    loop {
+        tokio::select! {
+            _ = beat.tick() => if registry.heartbeat(&service, &id).is_err()
+                && let Err(error) = register_self(&registry, addr).await
+            {
+                tracing::warn!(%error, "control cannot register itself; trying again");
+            },
+            () = drain.signaled() => return,
+        }
+    }
+}
