@@ -1,1 +1,93 @@
-//! x
+//! The front door: a table of routes on top of the data plane.
+
+mod config;
+mod table;
+
+pub use config::{GatewayConfig, MatchConfig, RouteConfig};
+pub use table::{RouteProblem, RouteTable};
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use seawall_drain::Drain;
+use seawall_proxy::{Server, ServerConfig, Upstreams};
+
+/// A gateway that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Its routes are wrong.
+    #[error("gateway `{name}`: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Routes {
+        /// The gateway.
+        name: Arc<str>,
+        /// What is wrong.
+        problems: Vec<RouteProblem>,
+    },
+    /// Its address.
+    #[error("gateway `{name}` cannot listen on {addr}: {source}")]
+    Listen {
+        /// The gateway.
+        name: Arc<str>,
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The operating system.
+    #[error("gateway `{name}` cannot start its workers: {source}")]
+    Start {
+        /// The gateway.
+        name: Arc<str>,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A gateway that has its address and does not serve yet.
+#[derive(Debug)]
+pub struct Gateway {
+    name: Arc<str>,
+    config: GatewayConfig,
+    server: Server,
+}
+
+impl Gateway {
+    /// Checks the routes and binds the address.
+    ///
+    /// # Errors
+    /// [`GatewayError`].
+    pub fn bind(name: &str, config: GatewayConfig) -> Result<Self, GatewayError> {
+        let name: Arc<str> = name.into();
+        RouteTable::try_new(&config.routes)
+            .map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
+        let server = Server::bind(ServerConfig {
+            name: format!("gateway {name}").into(),
+            listen: config.listen,
+            workers: config.workers.map_or_else(cores, usize::from),
+            connections: config.connections as usize,
+            edge: Some(config.trusted_hops),
+        })
+        .map_err(|source| GatewayError::Listen { name: name.clone(), addr: config.listen, source })?;
+        Ok(Self { name, config, server })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// Starts the workers and returns; they end when `drain` signals and their last request is done.
+    ///
+    /// # Errors
+    /// [`GatewayError::Start`].
+    pub fn start(self, upstreams: &Upstreams, drain: &Drain) -> Result<(), GatewayError> {
+        let (name, routes) = (self.name, self.config.routes);
+        let table = move || RouteTable::try_new(&routes).expect("checked when it was bound");
+        self.server.start(upstreams, drain, table).map_err(|source| GatewayError::Start { name, source })
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
