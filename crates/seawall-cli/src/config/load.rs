@@ -1,0 +1,249 @@
+//! From text to [`Config`], or to everything that is wrong with it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use serde_path_to_error::Segment;
+
+use super::tree::{self, Kind, Node, Place};
+use super::{Config, Loaded, check};
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where it stands in the configuration: `gateways.public.routes.0.to`.
+    pub path: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    pub(super) place: Place,
+}
+
+/// A file that cannot be used: every mistake in it.
+#[derive(Debug)]
+pub struct ConfigError {
+    name: String,
+    text: String,
+    /// The mistakes, in the order of the file.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl ConfigError {
+    /// All mistakes with file, line, column, the offending text and a hint.
+    pub fn render(&self, color: bool) -> String {
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let mut text = String::new();
+        for mistake in &self.mistakes {
+            let title = Level::ERROR.primary_title(&mistake.what);
+            let mut group = match &mistake.place {
+                Place::File(range) => {
+                    let bytes = self.bytes(range);
+                    let label = AnnotationKind::Primary.span(bytes).label(&mistake.path);
+                    title.element(Snippet::source(&*self.text).path(&*self.name).annotation(label))
+                }
+                Place::Environment(name) => title.element(
+                    Level::NOTE.message(format!("{} is set by the environment variable {name}", mistake.path)),
+                ),
+            };
+            if let Some(hint) = &mistake.hint {
+                group = group.element(Level::HELP.message(hint));
+            }
+            text += &renderer.render(&[group]).to_string();
+            text.push_str("\n\n");
+        }
+        let count = self.mistakes.len();
+        let plural = if count == 1 { "" } else { "s" };
+        text + &format!("{}: {count} mistake{plural}; nothing was started\n", self.name)
+    }
+
+    fn bytes(&self, range: &Range<usize>) -> Range<usize> {
+        let at = |index: usize| self.text.char_indices().nth(index).map_or(self.text.len(), |(byte, _)| byte);
+        let start = at(range.start);
+        // One line is enough to see where it is.
+        let end = at(range.end).max(start);
+        let line = self.text[start..end].find('\n').map_or(end, |newline| start + newline);
+        start..line.max(start)
+    }
+}
+
+/// Reads and checks a file, with the overrides of the environment: `SEAWALL__CONTROL__LISTEN=127.0.0.1:7500`.
+///
+/// # Errors
+/// [`ConfigError`] with every mistake; an unreadable file is one.
+pub fn load(file: &Path) -> Result<Loaded, ConfigError> {
+    let name = file.display().to_string();
+    let unreadable = |error: std::io::Error| ConfigError {
+        name: name.clone(),
+        text: String::new(),
+        mistakes: vec![Mistake {
+            path: name.clone(),
+            what: format!("cannot read {name}: {error}"),
+            hint: Some("`seawall init` writes a file to begin with".into()),
+            place: Place::File(0..0),
+        }],
+    };
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    let absolute = std::path::absolute(file).map_err(unreadable)?;
+    let variables = std::env::vars().filter(|(name, _)| name.starts_with(PREFIX));
+    match read(&text, variables) {
+        Ok(config) => Ok(Loaded { config, file: absolute }),
+        Err(mistakes) => Err(ConfigError { name, text, mistakes }),
+    }
+}
+
+const PREFIX: &str = "SEAWALL__";
+
+/// Text and variables to a configuration, or to all mistakes in their order.
+pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
+    let mut tree = tree::parse(text).map_err(|error| {
+        let path = "the file".to_owned();
+        vec![Mistake { path, what: format!("not YAML: {}", error.what), hint: None, place: Place::File(error.at) }]
+    })?;
+    for (name, value) in variables {
+        let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_owned).collect();
+        tree.set(&path, Node::from_environment(&name, &value));
+    }
+    let mut mistakes = Vec::new();
+    let config = loop {
+        match serde_path_to_error::deserialize::<_, Config>(tree.to_value()) {
+            Ok(config) => break Some(config),
+            Err(error) => {
+                let path = segments(error.path());
+                let message = error.into_inner().to_string();
+                if !mend(&mut tree, &path, &message, &mut mistakes) {
+                    break None;
+                }
+            }
+        }
+    };
+    if let Some(config) = &config {
+        mistakes.extend(check::check(config, &tree));
+    }
+    mistakes.sort_by_key(|mistake| match &mistake.place {
+        Place::File(range) => (range.start, range.end),
+        Place::Environment(_) => (usize::MAX, 0),
+    });
+    mistakes.dedup();
+    if mistakes.is_empty() { Ok(config.unwrap_or_default()) } else { Err(mistakes) }
+}
+
+fn segments(path: &serde_path_to_error::Path) -> Vec<String> {
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// Notes the mistake and takes the wrong part out, so that the next one can be found. `false` when nothing is left to
+/// take out.
+fn mend(tree: &mut Node, path: &[String], message: &str, mistakes: &mut Vec<Mistake>) -> bool {
+    // Down to the deepest part that is really there.
+    let mut labels = Vec::new();
+    let mut node = &*tree;
+    for segment in path {
+        let Some(child) = node.child(segment) else { break };
+        labels.push(node.label(segment));
+        node = child;
+    }
+    let path = &path[..labels.len()];
+    let missing = quoted(message, "missing field `");
+    // What is missing because we took it out has been told already.
+    let ours = missing.is_some_and(|field| node.removed.iter().any(|removed| removed == field))
+        || (message.contains("map with a single key") && !node.removed.is_empty());
+    if !ours {
+        let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+        let parent = path.split_last().map(|(last, front)| (find(tree, front), last));
+        let place = match parent {
+            Some((parent, last)) if unknown || missing.is_some() => parent.key_place(last).cloned(),
+            _ => None,
+        };
+        mistakes.push(Mistake {
+            path: if labels.is_empty() { "the file".into() } else { labels.join(".") },
+            what: describe(message),
+            hint: hint(message, node),
+            place: place.unwrap_or_else(|| node.place.clone()),
+        });
+    }
+    let Some((last, front)) = path.split_last() else { return false };
+    let mut parent = tree;
+    for segment in front {
+        match parent.child_mut(segment) {
+            Some(child) => parent = child,
+            None => return false,
+        }
+    }
+    parent.remove(last);
+    true
+}
+
+fn find<'a>(tree: &'a Node, path: &[String]) -> &'a Node {
+    let mut node = tree;
+    for segment in path {
+        match node.child(segment) {
+            Some(child) => node = child,
+            None => break,
+        }
+    }
+    node
+}
+
+/// The text between a phrase and the next backtick.
+fn quoted<'a>(message: &'a str, phrase: &str) -> Option<&'a str> {
+    let rest = &message[message.find(phrase)? + phrase.len()..];
+    rest.split('`').next()
+}
+
+fn describe(message: &str) -> String {
+    match (message.find(", expected one of"), message.find(", expected `")) {
+        (Some(at), _) | (None, Some(at)) if message.starts_with("unknown") => {
+            message[..at].replacen("unknown field", "unknown key", 1)
+        }
+        _ => message.replacen("missing field", "missing key", 1),
+    }
+}
+
+fn hint(message: &str, node: &Node) -> Option<String> {
+    if let Some(given) = quoted(message, "unknown field `").or_else(|| quoted(message, "unknown variant `")) {
+        let expected: Vec<&str> = message.split(", expected").nth(1)?.split('`').skip(1).step_by(2).collect();
+        return Some(match nearest(given, expected.iter().copied()) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("known here: {}", expected.join(", ")),
+        });
+    }
+    if let Kind::Scalar(value) = &node.kind
+        && message.contains("expected a string")
+        && !value.is_string()
+    {
+        return Some(format!("put it in quotes: \"{value}\""));
+    }
+    None
+}
+
+/// The known name that is meant, if one is near enough.
+pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let given = given.to_lowercase().replace('-', "_");
+    let score = |name: &&str| strsim::jaro_winkler(&given, &name.to_lowercase().replace('-', "_"));
+    known
+        .map(|name| (score(&name), name))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(score, _)| *score > 0.8)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests;

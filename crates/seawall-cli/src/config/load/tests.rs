@@ -1,0 +1,87 @@
+use super::*;
+
+fn mistakes(text: &str) -> Vec<(String, String, String)> {
+    let Err(found) = read(text, std::iter::empty()) else { return Vec::new() };
+    let error = ConfigError { name: "seawall.yaml".into(), text: text.into(), mistakes: found };
+    let rendered = error.render(false);
+    let shown = |mistake: &Mistake| {
+        let Place::File(range) = &mistake.place else { panic!("not in the file") };
+        let bytes = error.bytes(range);
+        assert!(rendered.contains("seawall.yaml:"), "{rendered}");
+        text[bytes].to_owned()
+    };
+    error
+        .mistakes
+        .iter()
+        .map(|m| (m.path.clone(), shown(m), format!("{} / {}", m.what, m.hint.as_deref().unwrap_or(""))))
+        .collect()
+}
+
+#[test]
+fn an_empty_file_is_valid() {
+    assert_eq!(mistakes(""), []);
+    assert_eq!(mistakes("# only a comment\n"), []);
+}
+
+#[test]
+fn all_mistakes_are_found_at_once_and_in_order() {
+    let text = r#"
+control: { listen: 127.0.0.1:8080, ttl: 5 }
+polices: {}
+policies:
+  payment: { timeout: 5 parsecs, breaker: { failure_rat: 50%, window: 100 } }
+  default: { retry: { attempts: 99, budget: 120% } }
+gateways:
+  public:
+    listen: 0.0.0.0:8080
+    routes:
+      - { id: all, match: { path: /api/** }, to: order }
+      - { id: one, match: { path: /api/orders }, to: ordr, filters: [{ strip_prefx: 1 }, { strip_prefix: many }] }
+      - { match: { path: /x }, to: order }
+services:
+  order: { replicas: 2, port: 9000 }
+sagas:
+  buy: { steps: [{ name: a, call: FETCH order/x }, { name: b, call: POST nobody/y }] }
+"#;
+    let found = mistakes(text);
+    let expected = [
+        ("control.ttl", "5", "duration with its unit"),
+        ("polices", "polices", "did you mean `policies`?"),
+        ("policies.payment.timeout", "5 parsecs", "not a duration"),
+        ("policies.payment.breaker.failure_rat", "failure_rat", "did you mean `failure_rate`?"),
+        ("policies.payment.breaker.window", "100", "`100 calls`"),
+        ("policies.payment", "payment", "unknown service `payment`"),
+        ("policies.default.retry.attempts", "99", "allowed is 1 to 20"),
+        ("policies.default.retry.budget", "120%", "0%"),
+        ("gateways.public.listen", "0.0.0.0:8080", "used twice"),
+        ("gateways.public.routes.1.match", "match", "is never reached: route `all`"),
+        ("gateways.public.routes.1.to", "ordr", "did you mean `order`?"),
+        ("gateways.public.routes.1.filters.0", "", "did you mean `strip_prefix`?"),
+        ("gateways.public.routes.1.filters.1.strip_prefix", "many", "expected u8"),
+        ("gateways.public.routes.2", "", "missing key `id`"),
+        ("services.order.port", "9000", "cannot share the port"),
+        ("sagas.buy.steps.0.call", "FETCH order/x", "not one of GET"),
+        ("sagas.buy.steps.1.call", "POST nobody/y", "unknown service `nobody`"),
+    ];
+    for (path, shown, says) in expected {
+        let hit = found.iter().find(|(p, s, w)| p == path && s.starts_with(shown) && w.contains(says));
+        assert!(hit.is_some(), "{path}: {shown}: {says}\n{found:#?}");
+    }
+    let lines: Vec<_> = found.iter().map(|(path, ..)| path.clone()).collect();
+    assert_eq!(lines.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn mistakes_in_the_environment_are_named() {
+    let variable = |value: &str| std::iter::once(("SEAWALL__CONTROL__TTL".to_owned(), value.to_owned()));
+    assert_eq!(read("", variable("9s")).unwrap().control.ttl.as_secs(), 9);
+    let mistakes = read("", variable("9")).unwrap_err();
+    let text = ConfigError { name: "f".into(), text: String::new(), mistakes }.to_string();
+    assert!(text.contains("SEAWALL__CONTROL__TTL"), "{text}");
+}
+
+#[test]
+fn not_yaml_is_said_so() {
+    let found = mistakes("control: [\n");
+    assert!(found[0].2.contains("not YAML"), "{found:?}");
+}
