@@ -4,7 +4,7 @@
 //! that all are found; `check` asks what no single crate can know.
 
 mod check;
-pub mod load;
+pub(crate) mod load;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -22,47 +22,47 @@ use serde::{Deserialize, Serialize};
 /// The whole file. Everything has a default; an empty file is valid.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// The control node.
-    pub control: ControlConfig,
+    pub(crate) control: ControlConfig,
     /// How services are called, by service; `default` is the base of all.
-    pub policies: Policies,
+    pub(crate) policies: Policies,
     /// The front doors, by name.
-    pub gateways: BTreeMap<ServiceName, GatewayConfig>,
+    pub(crate) gateways: BTreeMap<ServiceName, GatewayConfig>,
     /// The services, by name.
-    pub services: BTreeMap<ServiceName, ServiceConfig>,
+    pub(crate) services: BTreeMap<ServiceName, ServiceConfig>,
     /// The sagas, by name.
-    pub sagas: BTreeMap<ServiceName, PlanConfig>,
+    pub(crate) sagas: BTreeMap<ServiceName, PlanConfig>,
 }
 
 /// A checked file and where it stands.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What it says.
-    pub config: Config,
+    pub(crate) config: Config,
     /// The file itself, absolute.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
 }
 
 impl Loaded {
     /// The directory that relative paths begin at.
-    pub fn base(&self) -> &Path {
+    pub(crate) fn base(&self) -> &Path {
         self.file.parent().unwrap_or(Path::new("/"))
     }
 
     /// The data directory, absolute.
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.base().join(&self.config.control.data)
     }
 
     /// The plans of its sagas. They hold together: that was checked.
-    pub fn plans(&self) -> Vec<Plan> {
+    pub(crate) fn plans(&self) -> Vec<Plan> {
         let plan = |(name, config): (&ServiceName, &PlanConfig)| Plan::try_new(name.as_str(), config).ok();
         self.config.sagas.iter().filter_map(plan).collect()
     }
 
     /// Where control can be reached from this machine.
-    pub fn control_addr(&self) -> std::net::SocketAddr {
+    pub(crate) fn control_addr(&self) -> std::net::SocketAddr {
         let mut addr = self.config.control.listen;
         if addr.ip().is_unspecified() {
             addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());

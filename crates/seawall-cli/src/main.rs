@@ -1,2 +1,123 @@
-fn main() {}
+//! The binary `seawall`: one subcommand a file. It reads the configuration, builds the parts, runs and drains them.
+
+mod admin;
+mod ask;
 mod config;
+mod control;
+mod gateway;
+mod guard;
+mod init;
+mod process;
+mod sidecar;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::load::ConfigError;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Registry, gateway, sidecar and sagas for a fleet of services: one file, one binary.
+#[derive(Parser)]
+#[command(name = "seawall", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything in a file: control, gateways, and every service behind its sidecar.
+    Up(up::Args),
+    /// Run the control node: registry, saga runner, HTTP API.
+    Control(control::Args),
+    /// Run one gateway of a file.
+    Gateway(gateway::Args),
+    /// Run a sidecar beside one instance of a service, and the service itself if a command is given.
+    Sidecar(sidecar::Args),
+    /// Check a file, or print its JSON Schema.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write a commented file to begin with.
+    Init(init::Args),
+    /// Look at sagas.
+    #[command(subcommand)]
+    Saga(ask::SagaCommand),
+    /// Show every registered instance.
+    Services(ask::ServicesArgs),
+    /// Show what a running `seawall up` runs.
+    Status(up::client::StatusArgs),
+    /// Stop a service of a running `seawall up`.
+    Stop(up::client::ServiceArgs),
+    /// Start a service of a running `seawall up` again.
+    Start(up::client::ServiceArgs),
+    /// Restart a service of a running `seawall up`, one replica after the other.
+    Restart(up::client::ServiceArgs),
+    /// Run a command that ends with its parent.
+    #[command(hide = true)]
+    Guard(guard::Args),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check a file; exit code 2 when there are mistakes.
+    Check {
+        /// The file.
+        #[arg(default_value = "seawall.yaml")]
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of the file, for editors.
+    Schema,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Up(args) => up::run(args),
+        Command::Control(args) => control::run(&args),
+        Command::Gateway(args) => gateway::run(&args),
+        Command::Sidecar(args) => sidecar::run(args),
+        Command::Config(ConfigCommand::Check { file }) => check(&file),
+        Command::Config(ConfigCommand::Schema) => schema(),
+        Command::Init(args) => init::run(&args),
+        Command::Saga(command) => ask::saga(command),
+        Command::Services(args) => ask::services(&args),
+        Command::Status(args) => up::client::status(&args),
+        Command::Stop(args) => up::client::service("stop", &args),
+        Command::Start(args) => up::client::service("start", &args),
+        Command::Restart(args) => up::client::service("restart", &args),
+        Command::Guard(args) => guard::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<ConfigError>() {
+            Some(mistakes) => {
+                let color = std::io::IsTerminal::is_terminal(&std::io::stderr());
+                eprint!("{}", mistakes.render(color));
+                ExitCode::from(2)
+            }
+            None => {
+                eprintln!("seawall: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn check(file: &std::path::Path) -> anyhow::Result<()> {
+    config::load::load(file)?;
+    println!("{}: no mistakes", file.display());
+    Ok(())
+}
+
+fn schema() -> anyhow::Result<()> {
+    use std::io::Write;
+    let text = serde_json::to_string_pretty(&schemars::schema_for!(config::Config))?;
+    // A reader that closes the pipe early, as `head` does, has seen enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}

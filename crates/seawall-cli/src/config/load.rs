@@ -12,23 +12,23 @@ use super::{Config, Loaded, check};
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub(crate) struct Mistake {
     /// Where it stands in the configuration: `gateways.public.routes.0.to`.
-    pub path: String,
+    pub(crate) path: String,
     /// What is wrong.
-    pub what: String,
+    pub(crate) what: String,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub(crate) hint: Option<String>,
     pub(super) place: Place,
 }
 
 /// A file that cannot be used: every mistake in it.
 #[derive(Debug)]
-pub struct ConfigError {
+pub(crate) struct ConfigError {
     name: String,
     text: String,
     /// The mistakes, in the order of the file.
-    pub mistakes: Vec<Mistake>,
+    pub(crate) mistakes: Vec<Mistake>,
 }
 
 impl std::error::Error for ConfigError {}
@@ -41,7 +41,7 @@ impl fmt::Display for ConfigError {
 
 impl ConfigError {
     /// All mistakes with file, line, column, the offending text and a hint.
-    pub fn render(&self, color: bool) -> String {
+    pub(crate) fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut text = String::new();
         for mistake in &self.mistakes {
@@ -81,7 +81,7 @@ impl ConfigError {
 ///
 /// # Errors
 /// [`ConfigError`] with every mistake; an unreadable file is one.
-pub fn load(file: &Path) -> Result<Loaded, ConfigError> {
+pub(crate) fn load(file: &Path) -> Result<Loaded, ConfigError> {
     let name = file.display().to_string();
     let unreadable = |error: std::io::Error| ConfigError {
         name: name.clone(),

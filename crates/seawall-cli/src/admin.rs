@@ -1,0 +1,61 @@
+//! The small server beside a gateway or a sidecar: `/healthz`, `/readyz`, `/metrics`, `/status`.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use seawall_drain::Drain;
+use seawall_proxy::Upstreams;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+#[derive(Clone)]
+struct App {
+    upstreams: Upstreams,
+    drain: Drain,
+}
+
+/// Starts it; it ends with the process, so that it can be asked until the last moment.
+pub(crate) async fn start(addr: SocketAddr, upstreams: Upstreams, drain: Drain) -> anyhow::Result<SocketAddr> {
+    let listener =
+        TcpListener::bind(addr).await.with_context(|| format!("the admin server cannot listen on {addr}"))?;
+    let addr = listener.local_addr()?;
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(|State(app): State<App>| async move { seawall_proxy::metrics::page(&app.upstreams) }))
+        .route("/status", get(status))
+        .with_state(App { upstreams, drain });
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            tracing::warn!(%error, "the admin server has ended");
+        }
+    });
+    Ok(addr)
+}
+
+async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
+    if app.drain.is_signaled() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+}
+
+/// Who can be called from here, and what stands in between.
+async fn status(State(app): State<App>) -> Json<Value> {
+    let snapshot = app.upstreams.snapshot();
+    let guards: Vec<Value> = app
+        .upstreams
+        .guards()
+        .iter()
+        .map(|guard| {
+            let breaker = guard.breaker.as_ref().map(|breaker| {
+                let (calls, failed, slow) = breaker.sums();
+                json!({ "state": breaker.state().as_str(), "calls": calls, "failed": failed, "slow": slow })
+            });
+            let free = guard.bulkhead.as_ref().map(seawall_resilience::Bulkhead::available);
+            json!({ "service": &*guard.name, "breaker": breaker, "bulkhead_available": free })
+        })
+        .collect();
+    Json(json!({ "revision": snapshot.revision, "services": snapshot.services, "guards": guards }))
+}

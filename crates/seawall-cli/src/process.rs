@@ -1,0 +1,35 @@
+//! What the long-running subcommands share: runtime, signals, file.
+
+use std::path::Path;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Loaded, load};
+
+/// Reads the file; without one, all defaults.
+pub(crate) fn config(file: Option<&Path>) -> anyhow::Result<Loaded> {
+    match file {
+        Some(file) => Ok(load::load(file)?),
+        None => {
+            let here = std::env::current_dir().context("there is no current directory")?;
+            Ok(Loaded { config: crate::config::Config::default(), file: here.join("seawall.yaml") })
+        }
+    }
+}
+
+/// One thread for what is not on the way of a request.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
+}
+
+/// Resolves at SIGTERM or SIGINT.
+pub(crate) async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
