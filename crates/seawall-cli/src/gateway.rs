@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         gateway.start(&upstreams, &drain)?;
         let (leaving, follow) = seawall_drain::channel();
         let publisher = upstreams.clone();
-        tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
+        let following = tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
         tracing::info!(gateway = %name, %addr, %admin, "ready");
         process::stopped().await?;
         tracing::info!(gateway = %name, waiting_for = %trigger.waiting(), "draining");
@@ -63,6 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             tracing::warn!(gateway = %name, left = %report, "the drain deadline has passed");
         }
         leaving.signal();
+        let _ = following.await;
         tracing::info!(gateway = %name, "stopped");
         Ok(())
     })

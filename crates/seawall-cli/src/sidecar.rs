@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let admin = admin::start(args.admin, upstreams.clone(), drain.clone()).await?;
         let (leaving, follow) = seawall_drain::channel();
         let publisher = upstreams.clone();
-        tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
+        let following = tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
         tracing::info!(service = %args.service, instance = %id, %inbound, %outbound, %admin, app = %args.app, "sidecar is ready");
 
         let mut app = start_app(&args.command, args.app, outbound)?;
@@ -98,6 +98,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         trigger.signal();
         running.await??;
         leaving.signal();
+        let _ = following.await;
         if let Some(app) = app {
             app.stop(PATIENCE, terminate).await.context("cannot stop the service")?;
         }

@@ -51,7 +51,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(INSTANCE, put(register).delete(deregister))
         .route(&format!("{INSTANCE}/heartbeat"), post(heartbeat))
         .route(&format!("{INSTANCE}/status"), put(set_status))
-        .route("/v1/watch", get(watch))
+        .route("/v1/watch", get(watch).delete(leave))
         .route("/v1/watch/ack", post(acknowledge))
         .route("/v1/subscribers", get(subscribers))
         .route("/v1/sagas", get(sagas))
@@ -287,6 +287,17 @@ impl Following {
 
 fn event(name: &str, revision: Revision, data: &impl Serialize) -> Option<Event> {
     Event::default().event(name).id(revision.to_string()).json_data(data).ok()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leave {
+    subscriber: String,
+}
+
+async fn leave(State(app): State<App>, Query(leave): Query<Leave>) -> StatusCode {
+    app.registry.subscribers().leave(&leave.subscriber);
+    StatusCode::NO_CONTENT
 }
 
 #[derive(Deserialize)]

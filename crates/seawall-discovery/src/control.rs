@@ -39,6 +39,9 @@ pub enum ControlError {
         /// Why.
         why: String,
     },
+    /// The stream of changes ended.
+    #[error("the stream from control broke: {0}")]
+    Broken(String),
     /// Control does not know what was asked for.
     #[error("control does not know it: {0}")]
     NotFound(String),
@@ -127,6 +130,15 @@ impl Control {
     pub async fn acknowledge(&self, subscriber: &str, revision: Revision) -> Result<(), ControlError> {
         let path = format!("/v1/watch/ack?subscriber={subscriber}&revision={revision}");
         self.send(Method::POST, &path, Vec::new(), PATIENCE).await.map(drop)
+    }
+
+    /// Tells control that `subscriber` follows no more and acts on nothing, so that nobody waits for it.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn unsubscribe(&self, subscriber: &str) -> Result<(), ControlError> {
+        let path = format!("/v1/watch?subscriber={subscriber}");
+        self.send(Method::DELETE, &path, Vec::new(), Duration::from_secs(1)).await.map(drop)
     }
 
     /// Any other call: the body of a successful answer.

@@ -69,7 +69,8 @@ impl Subscriber {
     }
 
     /// Calls `publish` with each new snapshot, then acknowledges its revision. Reconnects for ever, with jittered
-    /// backoff; ends when `drain` signals.
+    /// backoff. When `drain` signals it tells control that it follows no more, and ends: signal it last, when nothing is
+    /// called any more.
     pub async fn run(mut self, drain: Drain, publish: impl Fn(Arc<Snapshot>)) {
         publish(self.state.snapshot.clone());
         let (acknowledged, acks) = watch::channel(None);
@@ -99,6 +100,9 @@ impl Subscriber {
             () = acks => {}
             () = drain.signaled() => {}
         }
+        if let Err(error) = self.control.unsubscribe(&self.config.name).await {
+            tracing::debug!(%error, "could not unsubscribe; control finds out by itself");
+        }
     }
 
     async fn follow(
@@ -112,7 +116,7 @@ impl Subscriber {
         if !store.is_empty() {
             path += &format!("&store={store}&from={}", self.state.snapshot.revision.next());
         }
-        let dead = |why: &str| ControlError::Refused { status: http::StatusCode::OK, why: why.to_owned() };
+        let dead = |why: &str| ControlError::Broken(why.to_owned());
         let opened = tokio::time::timeout(PATIENCE, self.control.open(Method::GET, &path, Vec::new())).await;
         let response = match opened {
             Ok(Ok(response)) => response,

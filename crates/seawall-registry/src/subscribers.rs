@@ -72,6 +72,12 @@ impl Subscribers {
         known
     }
 
+    /// A subscriber acts on nothing any more: it is waited for no longer.
+    pub fn leave(&self, name: &str) {
+        self.live().remove(name);
+        self.shared.changed.send_replace(());
+    }
+
     /// Every live subscriber and the revision that it acts on.
     pub fn list(&self) -> Vec<(String, Option<Revision>)> {
         let live = self.live();

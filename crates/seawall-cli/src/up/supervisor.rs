@@ -277,7 +277,9 @@ impl Fleet {
     pub(crate) async fn kill_all(&self) {
         self.screen.say("killing everything");
         let all = self.processes();
-        all.iter().for_each(|process| drop(process.wanted.send_replace(Wanted::Kill)));
+        for process in &all {
+            process.wanted.send_replace(Wanted::Kill);
+        }
         for process in all {
             process.stop(Wanted::Kill).await;
         }
