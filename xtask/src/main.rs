@@ -1,1 +1,55 @@
-fn main() {}
+//! Developer commands: `cargo xtask demo`, `test`, `bench`.
+
+mod audit;
+mod bench;
+mod demo;
+mod load;
+mod machine;
+mod process;
+mod suite;
+#[cfg(test)]
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Seawall")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything and run the shop through Seawall.
+    Demo {
+        /// Without a person: faults under load, an audit, a table; exit code 0 only if everything held.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Install what is missing and run every test, the demo included.
+    Test,
+    /// Measure beside the peers, in one run, and print a table.
+    Bench {
+        /// Which: proxy.
+        name: bench::Name,
+        /// How many rounds; each runs every case once, in turns.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds per case and round.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// The upstream that the benchmarks call; prints its address.
+    #[command(hide = true)]
+    Upstream,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Demo { once } => demo::run(once),
+        Command::Test => suite::run(),
+        Command::Bench { name, rounds, seconds } => bench::run(name, rounds, seconds),
+        Command::Upstream => bench::upstream(),
+    }
+}
