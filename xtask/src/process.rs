@@ -28,16 +28,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn spawn(name: &str, command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { child, name: name.to_owned() })
+        Ok(Self::from(command.spawn().with_context(|| format!("cannot start {name}"))?, name))
+    }
+
+    pub(crate) fn from(child: Child, name: &str) -> Self {
+        Self { child, name: name.to_owned() }
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(crate) fn child(&mut self) -> &mut Child {
-        &mut self.child
     }
 
     /// Asks it to end and waits until it has.

@@ -71,7 +71,7 @@ impl Which {
 
 pub(crate) fn services(args: &ServicesArgs) -> anyhow::Result<()> {
     let snapshot: Snapshot = args.which.get("/v1/services")?;
-    println!("{:<16} {:<20} {:<24} {:<10} {}", "SERVICE", "INSTANCE", "ADDRESS", "STATUS", "VERSION");
+    println!("{:<16} {:<20} {:<24} {:<10} VERSION", "SERVICE", "INSTANCE", "ADDRESS", "STATUS");
     for (service, instances) in &snapshot.services {
         for instance in instances.iter() {
             let (addr, version) = (instance.addr(), instance.version.as_deref().unwrap_or("-"));
@@ -93,7 +93,7 @@ pub(crate) fn saga(command: SagaCommand) -> anyhow::Result<()> {
         SagaCommand::List { which, status, limit } => {
             let status = status.map(|status| format!("&status={status}")).unwrap_or_default();
             let sagas: Vec<SagaView> = which.get(&format!("/v1/sagas?limit={limit}{status}"))?;
-            println!("{:<20} {:<16} {:<10} {:<24} {}", "ID", "SAGA", "STATUS", "STARTED", "KEY");
+            println!("{:<20} {:<16} {:<10} {:<24} KEY", "ID", "SAGA", "STATUS", "STARTED");
             for saga in sagas {
                 let started = format!("{:.0}", saga.started);
                 println!("{:<20} {:<16} {:<10} {started:<24} {}", saga.id, saga.name, saga.status.as_str(), saga.key);
