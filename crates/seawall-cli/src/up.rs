@@ -35,6 +35,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if lock.try_lock().is_err() {
             anyhow::bail!("another `seawall up` is running on {}", data.display());
         }
+        plan::free(&loaded)?;
         let plan = plan::Plan::new(&loaded)?;
         let screen = screen::Screen::new(plan.names());
         let fleet = Arc::new(supervisor::Fleet::new(plan, screen));

@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use crate::pipeline::Record;
+use crate::attempt::Record;
 
 /// A body that could not be passed on.
 #[derive(Debug, thiserror::Error)]

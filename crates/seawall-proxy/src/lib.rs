@@ -5,6 +5,7 @@
 //! current-thread runtime per core with a listener and a pool each, and shares nothing on the way of a request but the
 //! policies' own counters.
 
+mod attempt;
 pub mod balance;
 pub mod body;
 pub mod client;
@@ -15,6 +16,7 @@ pub mod path;
 pub mod pipeline;
 mod pool;
 pub mod reject;
+mod send;
 pub mod server;
 pub mod upstream;
 

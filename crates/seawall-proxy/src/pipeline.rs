@@ -20,22 +20,21 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::{Outcome, bulkhead};
+use seawall_resilience::bulkhead;
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
+use crate::attempt::Attempt;
 use crate::balance;
 use crate::body::{RequestBody, ResponseBody};
 use crate::filter::{Fallback, Filters};
 use crate::headers::{self, Forwarding};
-use crate::pool::{self, Connection};
 use crate::reject::{Reason, Rejection, promises_unsent};
-use crate::upstream::{BreakerOf, Endpoint, Upstream, View};
+use crate::send::send;
+use crate::upstream::{BreakerOf, Upstream, View};
 
 /// The largest request body that is kept so that it can be sent again.
 const REPLAY: u64 = 64 * 1024;
-/// No connection takes longer to open; a host that does not answer is as good as gone.
-const CONNECT: Duration = Duration::from_secs(1);
 
 /// Chooses a route; the gateway's table and the sidecar's two sides are the implementations. Pure.
 pub trait Router: Send + Sync + 'static {
@@ -90,15 +89,6 @@ struct Prepared {
 struct Admitted {
     permit: Option<breaker::Permit<BreakerOf>>,
     place: Option<bulkhead::Permit>,
-}
-
-/// A request about to be sent to one endpoint. Dropped before its end, it says nothing about the endpoint.
-#[derive(Debug)]
-struct Attempt {
-    upstream: Arc<Upstream>,
-    endpoint: Option<Arc<Endpoint>>,
-    permit: Option<breaker::Permit<BreakerOf>>,
-    _place: Option<bulkhead::Permit>,
 }
 
 /// An attempt that failed: why, and the request if it is still whole.
@@ -239,7 +229,8 @@ impl Pipeline {
             Ok((response, connection)) => Ok(attempt.answered(response, connection, begun)),
             Err(failed) => {
                 attempt.failed();
-                Err(failed.of(upstream))
+                let (rejection, request) = failed.reject(upstream);
+                Err(Failed { rejection, request })
             }
         }
     }
@@ -350,155 +341,6 @@ fn pick(upstream: &Arc<Upstream>, admitted: Admitted, tried: &[SocketAddr], now:
         endpoint.load.begin();
     }
     Attempt { upstream: upstream.clone(), endpoint, permit: admitted.permit, _place: admitted.place }
-}
-
-/// What went wrong on the wire.
-struct SendError {
-    reason: Reason,
-    detail: String,
-    /// Present only when it was provably not sent.
-    request: Option<Request<RequestBody>>,
-}
-
-impl SendError {
-    fn of(self, upstream: &Upstream) -> Failed {
-        let mut rejection = Rejection::unsent(self.reason, upstream.guard.name.clone(), self.detail);
-        rejection.sent = self.request.is_none();
-        Failed { rejection, request: self.request }
-    }
-}
-
-/// Sends one request over a kept or a new connection and waits for the head of its response.
-async fn send(
-    endpoint: &Endpoint,
-    mut request: Request<RequestBody>,
-    begun: Instant,
-    until: Instant,
-) -> Result<(Response<Incoming>, Connection), SendError> {
-    let addr = endpoint.addr;
-    loop {
-        let kept = endpoint.pool.take(begun);
-        let reused = kept.is_some();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => match timeout_at(until.min(begun + CONNECT).into(), pool::connect(addr)).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => {
-                    let detail = format!("cannot connect to {addr}: {error}");
-                    return Err(SendError { reason: Reason::Connect, detail, request: Some(request) });
-                }
-                Err(_) => {
-                    let detail = format!("no connection to {addr} within {:?}", until.min(begun + CONNECT) - begun);
-                    return Err(SendError { reason: Reason::Connect, detail, request: Some(request) });
-                }
-            },
-        };
-        let sending = async {
-            // A kept connection may still be finishing its last response.
-            if !connection.is_ready() && connection.ready().await.is_err() {
-                return Err((None, Some(request)));
-            }
-            connection.try_send_request(request).await.map_err(|mut error| {
-                let request = error.take_message();
-                (Some(error.into_error()), request)
-            })
-        };
-        match timeout_at(until.into(), sending).await {
-            Ok(Ok(response)) => return Ok((response, connection)),
-            // The server closed the kept connection before it read anything: that costs no attempt.
-            Ok(Err((_, Some(unsent)))) if reused => request = unsent,
-            Ok(Err((error, unsent))) => {
-                let error = error.map_or_else(|| "the connection closed".to_owned(), |error| chain(&error));
-                let (reason, what) = match unsent {
-                    Some(_) => (Reason::Connect, "before the request was sent"),
-                    None => (Reason::Reset, "after the request was sent"),
-                };
-                return Err(SendError { reason, detail: format!("{addr} broke off {what}: {error}"), request: unsent });
-            }
-            Err(_) => {
-                let detail = format!("{addr} did not answer within {:?}", until.saturating_duration_since(begun));
-                return Err(SendError { reason: Reason::Timeout, detail, request: None });
-            }
-        }
-    }
-}
-
-/// hyper keeps the cause behind the message.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-impl Attempt {
-    /// The attempt failed: that speaks against the endpoint and the service.
-    fn failed(&mut self) {
-        let now = Instant::now();
-        if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Failure, now);
-        }
-        if let Some(endpoint) = self.endpoint.take() {
-            endpoint.load.end(None, now);
-        }
-    }
-
-    /// The head of a response is here; what the attempt holds travels on with the body.
-    fn answered(self, response: Response<Incoming>, connection: Connection, begun: Instant) -> Response<ResponseBody> {
-        let head = Instant::now();
-        let bad = response.status().is_server_error();
-        let outcome = if bad { Outcome::Failure } else { Outcome::Success };
-        let (mut parts, body) = response.into_parts();
-        headers::strip_hop_by_hop(&mut parts.headers);
-        parts.version = Version::HTTP_11;
-        let idle = self.upstream.guard.policy.timeout.get();
-        let record = Record { attempt: self, connection: Some(connection), outcome, latency: head - begun, head };
-        Response::from_parts(parts, ResponseBody::stream(body, record, idle))
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if let Some(endpoint) = &self.endpoint {
-            endpoint.load.abandon();
-        }
-    }
-}
-
-/// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, it says
-/// nothing about the service; the connection is closed then, since the rest of the body is still in it.
-#[derive(Debug)]
-pub struct Record {
-    attempt: Attempt,
-    connection: Option<Connection>,
-    outcome: Outcome,
-    latency: Duration,
-    head: Instant,
-}
-
-impl Record {
-    /// The body has passed whole.
-    pub(crate) fn complete(mut self) {
-        // A slow call is one whose head was slow: a long download is not.
-        if let Some(permit) = self.attempt.permit.take() {
-            permit.finish(self.outcome, self.head);
-        }
-        if let Some(endpoint) = self.attempt.endpoint.take() {
-            let latency = (self.outcome == Outcome::Success).then_some(self.latency);
-            endpoint.load.end(latency, self.head);
-            if let Some(connection) = self.connection.take() {
-                endpoint.pool.put(connection, self.head);
-            }
-        }
-    }
-
-    /// The body broke off.
-    pub(crate) fn broken(mut self) {
-        self.attempt.failed();
-    }
 }
 
 /// The caller's answer: the service's own, or a fallback, or a plain rejection.

@@ -1,5 +1,7 @@
 //! What every backend has to do, run against each of them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -126,6 +126,25 @@ impl Plan {
     }
 }
 
+/// Says which of the file's own addresses somebody else listens on, before anything is started: the parts of this fleet
+/// would talk to strangers.
+pub(crate) fn free(loaded: &Loaded) -> anyhow::Result<()> {
+    let config = &loaded.config;
+    let gateways = config.gateways.iter().map(|(name, gateway)| (format!("gateways.{name}.listen"), gateway.listen));
+    let services = config.services.iter().filter_map(|(name, service)| {
+        let port = service.port.filter(|_| service.run.is_some())?;
+        Some((format!("services.{name}.port"), SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    });
+    let control = ("control.listen".to_owned(), config.control.listen);
+    let taken = [control].into_iter().chain(gateways).chain(services).filter_map(|(key, addr)| {
+        let error = TcpListener::bind(addr).err()?;
+        Some(format!("\n  {key}: cannot listen on {addr}: {error}"))
+    });
+    let taken: String = taken.collect();
+    anyhow::ensure!(taken.is_empty(), "nothing was started:{taken}\nstop what listens there, or change the file");
+    Ok(())
+}
+
 /// Hands out ports below the range from which the kernel takes those of outgoing connections, so that a part can come
 /// back to its port after a restart.
 struct Ports {

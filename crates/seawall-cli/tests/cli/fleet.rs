@@ -91,6 +91,16 @@ fn up_runs_everything_restarts_what_dies_and_stops_in_order() {
 }
 
 #[test]
+fn up_starts_nothing_when_an_address_is_taken() {
+    let site = Site::new(FILE);
+    let _stranger = std::net::TcpListener::bind(site.control).unwrap();
+    let output = site.run(&["up", "seawall.yaml"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains(&format!("control.listen: cannot listen on {}", site.control)));
+    assert!(text.contains("nothing was started"), "{text}");
+}
+
+#[test]
 fn kill_9_of_up_leaves_nothing_running() {
     let site = Site::new(FILE);
     let up = site.start(&["up", "seawall.yaml"]);
