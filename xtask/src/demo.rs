@@ -338,8 +338,8 @@ async fn payment_stopped(shop: &Shop) -> anyhow::Result<Vec<Row>> {
     let cards = load::until(&shop.gateway, 50, async { drop(until_over.await) }, card);
     let faults = async {
         let result = async {
-            shop.seawall(&["stop", "payment", "--kill"]).await?;
             let stopped = Instant::now();
+            shop.seawall(&["stop", "payment", "--kill"]).await?;
             wait_for("open", 10).await?;
             let opened = stopped.elapsed();
             let open = load::run(&shop.gateway, 50, 75, card).await;

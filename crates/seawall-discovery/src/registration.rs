@@ -32,6 +32,13 @@ impl Registration {
     /// Registers the instance, then beats three times per time-to-live, and registers again whenever the registry has
     /// forgotten it. While control is away it keeps trying. Ends when `drain` signals; it does not deregister.
     pub async fn run(self, drain: Drain) {
+        tokio::select! {
+            () = self.keep() => {}
+            () = drain.signaled() => {}
+        }
+    }
+
+    async fn keep(&self) {
         let mut beat = None;
         let mut pause = SOON;
         let mut away = false;
@@ -62,7 +69,6 @@ impl Registration {
             tokio::select! {
                 () = tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
                 () = self.changed.notified() => beat = None,
-                () = drain.signaled() => return,
             }
         }
     }

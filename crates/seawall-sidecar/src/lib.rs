@@ -105,14 +105,21 @@ impl Sidecar {
         inbound.start(&own, &watch_in, move || Inbound::new(service.clone())).map_err(start)?;
 
         let registration = Registration::new(control, config.service.clone(), instance);
-        tokio::spawn(registration.clone().run(watch_leave.clone()));
+        let beating = tokio::spawn(registration.clone().run(watch_leave));
         tokio::select! {
             () = health::watch(&config, &registration) => {}
             () = drain.signaled() => {}
         }
-        leave(&config, &registration, closing_in, closing_out, leaving).await;
+        let beating = Beating { leaving, task: beating };
+        leave(&config, &registration, closing_in, closing_out, beating).await;
         Ok(())
     }
+}
+
+/// The heartbeats, and how to end them.
+struct Beating {
+    leaving: Trigger,
+    task: tokio::task::JoinHandle<()>,
 }
 
 /// The way out, in order. Says what it waits for.
@@ -121,7 +128,7 @@ async fn leave(
     registration: &Registration,
     closing_in: Trigger,
     closing_out: Trigger,
-    leaving: Trigger,
+    beating: Beating,
 ) {
     let (service, instance) = (&config.service, &config.id);
     let deadline = config.drain.get();
@@ -136,10 +143,12 @@ async fn leave(
     if !report.is_clean() {
         tracing::warn!(%service, %instance, left = %report, "the drain deadline has passed");
     }
+    // A heartbeat after the deregistration would be answered with "unknown", and would register the instance again.
+    beating.leaving.signal();
+    let _ = beating.task.await;
     if let Err(error) = registration.deregister().await {
         tracing::warn!(%service, %instance, %error, "cannot deregister; the registration ends by its time-to-live");
     }
-    leaving.signal();
     let report = closing_out.drain(deadline / 3).await;
     if !report.is_clean() {
         tracing::warn!(%service, %instance, left = %report, "calls to others were still open");
