@@ -88,7 +88,7 @@ impl RouteTable {
                 let id = &routes[*earlier].id;
                 problem("match", format!("is never reached: route `{id}` before it takes every request that it would"));
             }
-            let route = Arc::new(Route { id: config.id.as_str().into(), filters, fallback });
+            let route = Arc::new(Route { id: config.id.as_str().into(), filters, fallback, last_hop: false });
             entries.push((at, Entry { matcher, service: config.to.clone(), route }));
         }
         if problems.is_empty() {

@@ -28,10 +28,20 @@ impl Attempt {
     pub(crate) fn failed(&mut self) {
         let now = Instant::now();
         if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Failure, now);
+            permit.finish(Outcome::Failure, Duration::ZERO, now);
         }
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.load.end(None, now);
+        }
+    }
+
+    /// The attempt ended by the caller's fault: that speaks against nobody.
+    pub(crate) fn ignored(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.finish(Outcome::Ignored, Duration::ZERO, Instant::now());
+        }
+        if let Some(endpoint) = self.endpoint.take() {
+            endpoint.load.abandon();
         }
     }
 
@@ -49,7 +59,7 @@ impl Attempt {
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.version = Version::HTTP_11;
         let idle = self.upstream.guard.policy.timeout.get();
-        let record = Record { attempt: self, connection: Some(connection), outcome, latency: head - begun, head };
+        let record = Record { attempt: self, connection: Some(connection), outcome, latency: head - begun };
         Response::from_parts(parts, ResponseBody::stream(body, record, idle))
     }
 }
@@ -69,22 +79,22 @@ pub(crate) struct Record {
     attempt: Attempt,
     connection: Option<Connection>,
     outcome: Outcome,
+    /// Until the head: a long download is not a slow call.
     latency: Duration,
-    head: Instant,
 }
 
 impl Record {
     /// The body has passed whole.
     pub(crate) fn complete(mut self) {
-        // A slow call is one whose head was slow: a long download is not.
+        let now = Instant::now();
         if let Some(permit) = self.attempt.permit.take() {
-            permit.finish(self.outcome, self.head);
+            permit.finish(self.outcome, self.latency, now);
         }
         if let Some(endpoint) = self.attempt.endpoint.take() {
             let latency = (self.outcome == Outcome::Success).then_some(self.latency);
-            endpoint.load.end(latency, self.head);
+            endpoint.load.end(latency, now);
             if let Some(connection) = self.connection.take() {
-                endpoint.pool.put(connection, self.head);
+                endpoint.pool.put(connection, now);
             }
         }
     }

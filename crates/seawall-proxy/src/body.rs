@@ -124,6 +124,13 @@ impl ResponseBody {
         body
     }
 
+    /// The response will not be passed on: whatever it was, the call has failed.
+    pub(crate) fn give_up(mut self) {
+        if let Some(record) = self.record.take() {
+            record.broken();
+        }
+    }
+
     /// Hands the record over once the body has ended.
     fn settle(&mut self) {
         if self.is_end_stream()

@@ -7,7 +7,9 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use seawall_types::ServiceName;
+use tokio::time::timeout_at;
 
+use crate::body::ResponseBody;
 use crate::pipeline::{Matched, Pipeline, Route};
 use crate::reject::{Reason, Rejection, promises_unsent};
 use crate::upstream::{Upstreams, View};
@@ -40,35 +42,46 @@ impl Client {
         Self { pipeline: Arc::new(Pipeline::new(View::new(upstreams))), route: Arc::default() }
     }
 
-    /// Makes one call and reads the whole answer, at most 4 MiB. The policies of `service` bound how long it takes.
-    /// A dropped future has an unknown outcome.
+    /// Makes one call and reads the whole answer, at most 4 MiB. The policy's timeout bounds both, the body too. A dropped
+    /// future has an unknown outcome.
     ///
     /// # Errors
     /// [`CallError`] when there is no answer, or only that of a hop that says that the service never saw the request.
     pub async fn call(&self, service: &ServiceName, request: Request<Bytes>) -> Result<Response<Bytes>, CallError> {
+        let arrived = Instant::now();
         let matched = Matched { route: self.route.clone(), service: service.clone(), path: None };
         let request = request.map(Into::into);
-        let response = self.pipeline.call(matched, request, Instant::now()).await.map_err(CallError)?;
-        let unsent = promises_unsent(response.headers());
-        let (parts, mut body) = response.into_parts();
-        let mut whole = BytesMut::new();
+        let response = self.pipeline.call(matched, request, arrived).await.map_err(CallError)?;
+        let unsent = promises_unsent(response.headers(), service.as_str());
+        let (parts, body) = response.into_parts();
+        let limit = self.pipeline.timeout_of(service);
+        let whole = match timeout_at((arrived + limit).into(), read(body)).await {
+            Ok(read) => read,
+            Err(_) => Err((Reason::Timeout, format!("the answer's body was not whole within {limit:?}"))),
+        };
         let name: Arc<str> = service.as_str().into();
-        while let Some(frame) = body.frame().await {
-            let broken = |detail: String| {
-                CallError(Rejection { sent: true, ..Rejection::unsent(Reason::Reset, name.clone(), detail) })
-            };
-            let frame = frame.map_err(|error| broken(format!("the answer broke off: {error}")))?;
-            if let Some(data) = frame.data_ref() {
-                whole.extend_from_slice(data);
-            }
-            if whole.len() > LIMIT {
-                return Err(broken(format!("the answer exceeds {LIMIT} bytes")));
-            }
-        }
+        let broken = |(reason, detail): (Reason, String)| {
+            CallError(Rejection { sent: !unsent, ..Rejection::unsent(reason, name.clone(), detail) })
+        };
+        let whole = whole.map_err(broken)?;
         if unsent {
             let detail = String::from_utf8_lossy(&whole).trim().to_owned();
             return Err(CallError(Rejection::unsent(Reason::Connect, name, detail)));
         }
-        Ok(Response::from_parts(parts, whole.freeze()))
+        Ok(Response::from_parts(parts, whole))
     }
+}
+
+async fn read(mut body: ResponseBody) -> Result<Bytes, (Reason, String)> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| (Reason::Reset, format!("the answer broke off: {error}")))?;
+        if let Some(data) = frame.data_ref() {
+            whole.extend_from_slice(data);
+        }
+        if whole.len() > LIMIT {
+            return Err((Reason::Reset, format!("the answer exceeds {LIMIT} bytes")));
+        }
+    }
+    Ok(whole.freeze())
 }

@@ -76,6 +76,8 @@ impl Forwarding {
             element.push('"');
         }
         if self.trusted_hops == 0 {
+            // How long a stranger is willing to wait is no measure for the services behind.
+            headers.remove(SEAWALL_TIMEOUT);
             headers.insert(X_FORWARDED_FOR, self.peer.clone());
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
             match host {

@@ -13,10 +13,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::breaker::{self, Breaker};
@@ -29,7 +30,7 @@ use crate::balance;
 use crate::body::{RequestBody, ResponseBody};
 use crate::filter::{Fallback, Filters};
 use crate::headers::{self, Forwarding};
-use crate::reject::{Reason, Rejection, promises_unsent};
+use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::send;
 use crate::upstream::{BreakerOf, Upstream, View};
 
@@ -63,6 +64,8 @@ pub struct Route {
     pub filters: Filters,
     /// What is answered when the service cannot.
     pub fallback: Option<Fallback>,
+    /// The next hop is the service itself, in whose mouth Seawall's own words mean nothing.
+    pub last_hop: bool,
 }
 
 /// Where a request goes.
@@ -80,9 +83,17 @@ pub struct Matched {
 struct Prepared {
     upstream: Arc<Upstream>,
     request: Request<RequestBody>,
-    deadline: Instant,
+    deadline: Deadline,
     /// May be sent again although it may have arrived: an idempotent method, or an `Idempotency-Key`.
     repeatable: bool,
+}
+
+/// When the call has to be over.
+#[derive(Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    /// The caller gives less time than the policy would.
+    callers: bool,
 }
 
 /// A request that the policies let pass; holds what they gave.
@@ -155,12 +166,23 @@ impl Pipeline {
             tracing::warn!(service = %matched.service, "{rejection}");
             return Err(rejection);
         };
-        let result = match prepare(upstream.clone(), matched, request, arrived).await {
+        let last_hop = matched.route.last_hop;
+        let mut result = match prepare(upstream.clone(), matched, request, arrived).await {
             Ok(prepared) => self.retry(prepared).await,
             Err(rejection) => Err(rejection),
         };
+        if let Ok(response) = &mut result
+            && last_hop
+        {
+            response.headers_mut().remove(header::REJECTED);
+        }
         self.record(&upstream, &result, arrived);
         result
+    }
+
+    /// How long the policy gives a whole call of `service`.
+    pub fn timeout_of(&self, service: &ServiceName) -> Duration {
+        self.view.get(service.as_str()).map_or(Duration::ZERO, |upstream| upstream.guard.policy.timeout.get())
     }
 
     /// The only loop: attempts until one is good enough, or time, attempts or budget are spent.
@@ -169,32 +191,43 @@ impl Pipeline {
         let guard = upstream.guard.clone();
         guard.budget.deposit();
         let mut tried: Vec<SocketAddr> = Vec::new();
+        // What one attempt may have done stays done, whatever becomes of the next.
+        let mut sent = false;
         for attempt in 1.. {
             let last = attempt >= guard.policy.retry.attempts;
             let spare = if last { None } else { again(&request) };
-            let (result, next) = match self.attempt(&upstream, request, deadline, &mut tried).await {
+            let (mut result, next) = match self.attempt(&upstream, request, deadline, &mut tried).await {
                 Ok(response) => {
-                    let unsent = promises_unsent(response.headers());
+                    let unsent = promises_unsent(response.headers(), &guard.name);
                     let repeat = unsent || (repeatable && gateway_error(response.status()));
+                    sent |= !unsent;
                     (Ok(response), spare.filter(|_| repeat))
                 }
                 Err(Failed { rejection, request }) => {
                     let copy = request.or(spare.filter(|_| repeatable || !rejection.sent));
                     let repeat = !last && rejection.reason.worth_repeating();
+                    sent |= rejection.sent;
                     (Err(rejection), copy.filter(|_| repeat))
                 }
             };
+            match &mut result {
+                Err(rejection) => rejection.sent = sent,
+                Ok(response) if sent => reject::withdraw_promise(response.headers_mut()),
+                Ok(_) => {}
+            }
             let Some(next) = next else { return result };
             let delay = guard.policy.retry.delay(attempt, fastrand::f64());
             let now = Instant::now();
-            if now + delay >= deadline {
+            if now + delay >= deadline.at {
                 return result;
             }
             if !guard.budget.withdraw(now) {
                 upstream.metrics.budget_exhausted.increment();
                 return result;
             }
-            drop(result);
+            if let Ok(response) = result {
+                response.into_body().give_up();
+            }
             upstream.metrics.retries.increment();
             tokio::time::sleep(delay).await;
             // The fleet may have changed meanwhile.
@@ -208,14 +241,16 @@ impl Pipeline {
         &self,
         upstream: &Arc<Upstream>,
         mut request: Request<RequestBody>,
-        deadline: Instant,
+        deadline: Deadline,
         tried: &mut Vec<SocketAddr>,
     ) -> Result<Response<ResponseBody>, Failed> {
-        let begun = Instant::now();
-        let admitted = match admit(upstream, begun, deadline).await {
+        let admitted = match admit(upstream, deadline).await {
             Ok(admitted) => admitted,
             Err(rejection) => return Err(Failed { rejection, request: Some(request) }),
         };
+        // Waiting for a place is not the endpoint's time, and the fleet may have changed meanwhile.
+        let begun = Instant::now();
+        let upstream = &self.view.get(upstream.service.as_str()).unwrap_or_else(|| upstream.clone());
         let mut attempt = pick(upstream, admitted, tried, begun);
         let Some(endpoint) = attempt.endpoint.clone() else {
             attempt.failed();
@@ -223,13 +258,21 @@ impl Pipeline {
             return Err(Failed { rejection, request: Some(request) });
         };
         tried.push(endpoint.addr);
-        let until = upstream.guard.policy.attempt_timeout.map_or(deadline, |limit| deadline.min(begun + *limit));
+        let limit = upstream.guard.policy.attempt_timeout.map_or(deadline.at, |limit| begun + *limit);
+        let until = limit.min(deadline.at);
         headers::set_timeout(request.headers_mut(), until.saturating_duration_since(begun));
         match send(&endpoint, request, begun, until).await {
             Ok((response, connection)) => Ok(attempt.answered(response, connection, begun)),
-            Err(failed) => {
-                attempt.failed();
-                let (rejection, request) = failed.reject(upstream);
+            Err(error) => {
+                // A caller that gives too little time, or breaks off its own body, says nothing about the service.
+                let own_fault = error.reason == Reason::BadRequest
+                    || (error.reason == Reason::Timeout && deadline.callers && until == deadline.at);
+                if own_fault {
+                    attempt.ignored()
+                } else {
+                    attempt.failed()
+                }
+                let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })
             }
         }
@@ -286,7 +329,8 @@ async fn prepare(
     let policy = &upstream.guard.policy;
     let (mut parts, mut body) = request.into_parts();
     let given = headers::timeout(&parts.headers).unwrap_or(Duration::MAX);
-    let deadline = arrived + policy.timeout.get().min(given);
+    let own = policy.timeout.get();
+    let deadline = Deadline { at: arrived + own.min(given), callers: given < own };
     headers::trace(&mut parts.headers);
     parts.headers.remove(EXPECT);
     parts.headers.insert(HOST, upstream.host.clone());
@@ -296,7 +340,7 @@ async fn prepare(
     let repeatable = parts.method.is_idempotent() || parts.headers.contains_key(header::IDEMPOTENCY_KEY);
     if let RequestBody::Stream(incoming) = body {
         body = if policy.retry.attempts > 1 && is_small(&parts) {
-            match timeout_at(deadline.into(), incoming.collect()).await {
+            match timeout_at(deadline.at.into(), incoming.collect()).await {
                 Ok(Ok(whole)) => RequestBody::Whole(whole.to_bytes()),
                 Ok(Err(error)) => {
                     let detail = format!("the request's body broke off: {error}");
@@ -305,6 +349,10 @@ async fn prepare(
                 Err(_) => return Err(timed_out(&upstream, "while the client sent its body", false)),
             }
         } else {
+            if incoming.size_hint().exact().is_none() {
+                // hyper takes a GET of unknown length for one without a body.
+                parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             RequestBody::Stream(incoming)
         };
     }
@@ -317,8 +365,9 @@ fn is_small(parts: &Parts) -> bool {
 }
 
 /// Asks the breaker, then the bulkhead.
-async fn admit(upstream: &Arc<Upstream>, now: Instant, deadline: Instant) -> Result<Admitted, Rejection> {
-    let left = deadline.saturating_duration_since(now);
+async fn admit(upstream: &Arc<Upstream>, deadline: Deadline) -> Result<Admitted, Rejection> {
+    let now = Instant::now();
+    let left = deadline.at.saturating_duration_since(now);
     if left.is_zero() {
         return Err(timed_out(upstream, "no time is left", false));
     }
@@ -347,9 +396,11 @@ fn pick(upstream: &Arc<Upstream>, admitted: Admitted, tried: &[SocketAddr], now:
 fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> Response<ResponseBody> {
     let mut response = match (result, &route.fallback) {
         (Ok(response), Some(fallback)) if response.headers().contains_key(header::REJECTED) => {
+            let (given, body) = response.into_parts();
+            body.give_up();
             let mut instead = fallback.response();
             for name in [header::REJECTED, "retry-after"] {
-                if let Some(value) = response.headers().get(name) {
+                if let Some(value) = given.headers.get(name) {
                     instead.headers_mut().insert(name, value.clone());
                 }
             }

@@ -120,7 +120,7 @@ impl Rejection {
             mark += &format!("; retry_after={seconds}");
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        mark += if self.sent { "; sent=?1" } else { "; sent=?0" };
+        mark += if self.sent { SENT } else { UNSENT };
         if let Ok(mark) = mark.try_into() {
             headers.insert(REJECTED, mark);
         }
@@ -153,10 +153,24 @@ impl From<Rejected> for Rejection {
     }
 }
 
-/// Whether a response from the next hop says that the service never saw the request.
-pub fn promises_unsent(headers: &http::HeaderMap) -> bool {
-    headers.get(REJECTED).is_some_and(|mark| mark.as_bytes().ends_with(b"sent=?0"))
+/// Whether a response from the next hop says that `service` never saw the request. The name has to be that of the service
+/// that was called: one that hands on the headers of its own failed call does not speak of itself.
+pub fn promises_unsent(headers: &http::HeaderMap, service: &str) -> bool {
+    let Some(mark) = headers.get(REJECTED).and_then(|mark| mark.to_str().ok()) else { return false };
+    let instance = mark.split("; ").find_map(|part| part.strip_prefix("instance=\"")?.strip_suffix('"'));
+    mark.ends_with(UNSENT) && instance == Some(service)
 }
+
+/// Takes back the promise of the last hop, because an earlier attempt may have arrived.
+pub fn withdraw_promise(headers: &mut http::HeaderMap) {
+    let kept = headers.get(REJECTED).and_then(|mark| mark.to_str().ok()?.strip_suffix(UNSENT));
+    if let Some(mark) = kept.and_then(|kept| HeaderValue::try_from(format!("{kept}{SENT}")).ok()) {
+        headers.insert(REJECTED, mark);
+    }
+}
+
+const SENT: &str = "; sent=?1";
+const UNSENT: &str = "; sent=?0";
 
 #[cfg(test)]
 mod tests {
@@ -171,8 +185,12 @@ mod tests {
         assert_eq!(response.status(), 503);
         assert_eq!(text(REJECTED), "breaker; instance=\"payment\"; retry_after=12; sent=?0");
         assert_eq!(text("retry-after"), "12");
-        assert!(promises_unsent(response.headers()));
+        assert!(promises_unsent(response.headers(), "payment"));
+        assert!(!promises_unsent(response.headers(), "order"), "it is payment that has not seen it");
+        let mut headers = response.headers().clone();
+        withdraw_promise(&mut headers);
+        assert_eq!(headers[REJECTED], "breaker; instance=\"payment\"; retry_after=12; sent=?1");
         rejection.sent = true;
-        assert!(!promises_unsent(rejection.into_response().headers()));
+        assert!(!promises_unsent(rejection.into_response().headers(), "payment"));
     }
 }

@@ -11,12 +11,14 @@ use crate::pool::{self, Connection};
 use crate::reject::{Reason, Rejection};
 use crate::upstream::{Endpoint, Upstream};
 
+/// A kept connection that is not ready within this is still busy with its last request's body, and of no use.
+const READY: Duration = Duration::from_millis(5);
 /// No connection takes longer to open; a host that does not answer is as good as gone.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// What went wrong on the wire.
 pub(crate) struct SendError {
-    reason: Reason,
+    pub(crate) reason: Reason,
     detail: String,
     /// Present only when it was provably not sent.
     request: Option<Request<RequestBody>>,
@@ -43,46 +45,51 @@ pub(crate) async fn send(
         let kept = endpoint.pool.take(begun);
         let reused = kept.is_some();
         let mut connection = match kept {
-            Some(connection) => connection,
-            None => match timeout_at(until.min(begun + CONNECT).into(), pool::connect(addr)).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => {
-                    let detail = format!("cannot connect to {addr}: {error}");
-                    return Err(SendError { reason: Reason::Connect, detail, request: Some(request) });
+            Some(mut connection) => {
+                // It may have been closed, or still be finishing what came before.
+                let ready = connection.is_ready()
+                    || matches!(tokio::time::timeout(READY, connection.ready()).await, Ok(Ok(())));
+                if !ready {
+                    continue;
                 }
-                Err(_) => {
-                    let detail = format!("no connection to {addr} within {:?}", until.min(begun + CONNECT) - begun);
-                    return Err(SendError { reason: Reason::Connect, detail, request: Some(request) });
-                }
+                connection
+            }
+            None => match open(endpoint, until).await {
+                Ok(connection) => connection,
+                Err(detail) => return Err(SendError { reason: Reason::Connect, detail, request: Some(request) }),
             },
         };
-        let sending = async {
-            // A kept connection may still be finishing its last response.
-            if !connection.is_ready() && connection.ready().await.is_err() {
-                return Err((None, Some(request)));
-            }
-            connection.try_send_request(request).await.map_err(|mut error| {
-                let request = error.take_message();
-                (Some(error.into_error()), request)
-            })
-        };
-        match timeout_at(until.into(), sending).await {
+        let mut error = match timeout_at(until.into(), connection.try_send_request(request)).await {
             Ok(Ok(response)) => return Ok((response, connection)),
-            // The server closed the kept connection before it read anything: that costs no attempt.
-            Ok(Err((_, Some(unsent)))) if reused => request = unsent,
-            Ok(Err((error, unsent))) => {
-                let error = error.map_or_else(|| "the connection closed".to_owned(), |error| chain(&error));
-                let (reason, what) = match unsent {
-                    Some(_) => (Reason::Connect, "before the request was sent"),
-                    None => (Reason::Reset, "after the request was sent"),
-                };
-                return Err(SendError { reason, detail: format!("{addr} broke off {what}: {error}"), request: unsent });
-            }
+            Ok(Err(error)) => error,
             Err(_) => {
                 let detail = format!("{addr} did not answer within {:?}", until.saturating_duration_since(begun));
                 return Err(SendError { reason: Reason::Timeout, detail, request: None });
             }
-        }
+        };
+        let unsent = error.take_message();
+        let error = error.into_error();
+        let (reason, what) = match &unsent {
+            // The server closed the kept connection before it read anything: that costs no attempt.
+            Some(_) if reused => {
+                request = unsent.expect("just seen");
+                continue;
+            }
+            Some(_) => (Reason::Connect, "before the request was sent"),
+            None if error.is_user() => (Reason::BadRequest, "because the client broke off its own body"),
+            None => (Reason::Reset, "after the request was sent"),
+        };
+        let detail = format!("{addr} broke off {what}: {}", chain(&error));
+        return Err(SendError { reason, detail, request: unsent });
+    }
+}
+
+async fn open(endpoint: &Endpoint, until: Instant) -> Result<Connection, String> {
+    let addr = endpoint.addr;
+    let limit = until.min(Instant::now() + CONNECT);
+    match timeout_at(limit.into(), pool::connect(addr)).await {
+        Ok(connected) => connected.map_err(|error| format!("cannot connect to {addr}: {error}")),
+        Err(_) => Err(format!("cannot connect to {addr}: no answer in time")),
     }
 }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use seawall_drain::Drain;
+use seawall_drain::{Drain, Guard};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_io_timeout::TimeoutWriter;
 
 use crate::headers::Forwarding;
 use crate::pipeline::{Pipeline, Router};
@@ -20,6 +22,10 @@ use crate::upstream::{Upstreams, View};
 
 /// A client that takes longer to send its headers, or that is silent for longer between requests, is let go.
 const HEAD: Duration = Duration::from_secs(30);
+/// A client that takes nothing of its answer for longer is let go, and with it whatever its request holds.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long a new connection has for its first request when the server begins to drain.
+const YOUNG: Duration = Duration::from_millis(250);
 /// Connections that the kernel holds until a worker takes them.
 const BACKLOG: i32 = 1024;
 
@@ -87,9 +93,13 @@ impl Server {
                 name: self.config.name.clone(),
             });
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            // Until it has stopped accepting: a connection in the kernel's queue is nobody's yet.
+            let accepting = drain.guard("listener");
             let drain = drain.clone();
             let name = format!("{} {number}", self.config.name);
-            std::thread::Builder::new().name(name).spawn(move || runtime.block_on(worker.run(listener, drain)))?;
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(move || runtime.block_on(worker.run(listener, drain, accepting)))?;
         }
         Ok(())
     }
@@ -120,7 +130,7 @@ struct Worker<R> {
 }
 
 impl<R: Router> Worker<R> {
-    async fn run(self: Arc<Self>, listener: std::net::TcpListener, drain: Drain) {
+    async fn run(self: Arc<Self>, listener: std::net::TcpListener, drain: Drain, accepting: Guard) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(server = %self.name, %error, "cannot listen"),
@@ -137,7 +147,7 @@ impl<R: Router> Worker<R> {
         while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, self.accept(&listener)).await {
             self.clone().spawn(accepted, &drain);
         }
-        drop(listener);
+        drop((listener, accepting));
         // The runtime has to live until the last connection is done.
         let _ = self.connections.acquire_many(self.limit).await;
     }
@@ -176,18 +186,28 @@ impl<R: Router> Worker<R> {
             let response = self.pipeline.handle(&self.router, request, forwarding.as_ref()).await;
             Ok::<_, std::convert::Infallible>(response)
         });
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(STUCK));
+        let accepted = Instant::now();
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut connection = pin!(connection);
         let mut signaled = pin!(drain.signaled());
         let ended = tokio::select! {
             biased;
             ended = connection.as_mut() => ended,
             () = &mut signaled => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                // Who has only just connected is about to send: hyper would close the connection unread.
+                let young = timeout_at(accepted + YOUNG, connection.as_mut()).await;
+                match young {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
         };
         if let Err(error) = ended {

@@ -166,11 +166,11 @@ pub struct Breaker {
     listener: Listener,
     base: Instant,
     control: AtomicU64,
-    /// Milliseconds since `base` until which it stays open.
-    open_until: AtomicU64,
+    /// Milliseconds since `base` until which it stays open; half open, until which its probes have time.
+    until: AtomicU64,
     ring: Ring,
-    probes_failed: AtomicU32,
-    probes_slow: AtomicU32,
+    /// How the probes of one half-open state went: `epoch:30 | failed:17 | slow:17`.
+    probes: AtomicU64,
 }
 
 /// The control word, unpacked: `state:2 | epoch:30 | issued:16 | done:16`.
@@ -214,7 +214,6 @@ impl Control {
 pub struct Permit<B: AsRef<Breaker>> {
     breaker: B,
     epoch: u32,
-    started: Instant,
     finished: bool,
 }
 
@@ -228,9 +227,8 @@ impl Breaker {
             listener,
             base: Instant::now(),
             control: AtomicU64::new(Control::new(State::Closed, 0).pack()),
-            open_until: AtomicU64::new(0),
-            probes_failed: AtomicU32::new(0),
-            probes_slow: AtomicU32::new(0),
+            until: AtomicU64::new(0),
+            probes: AtomicU64::new(0),
         }
     }
 
@@ -240,28 +238,35 @@ impl Breaker {
     /// [`Rejected`] while open (`retry_after` says how long) or while every probe of the half-open state is under way.
     pub fn try_acquire<B: AsRef<Self>>(this: B, now: Instant) -> Result<Permit<B>, Rejected> {
         let epoch = this.as_ref().admit(now)?;
-        Ok(Permit { breaker: this, epoch, started: now, finished: false })
+        Ok(Permit { breaker: this, epoch, finished: false })
     }
 
     fn admit(&self, now: Instant) -> Result<u32, Rejected> {
         let mut word = self.control.load(Ordering::Acquire);
         loop {
             let control = Control::unpack(word);
+            let left = || self.until.load(Ordering::Acquire).saturating_sub(self.millis(now));
+            let fresh = Control { issued: 1, ..Control::new(State::HalfOpen, control.epoch + 1) };
             let next = match control.state {
                 State::Closed => return Ok(control.epoch),
-                State::Open => {
-                    let left = self.open_until.load(Ordering::Acquire).saturating_sub(self.millis(now));
-                    if left > 0 {
-                        return Err(self.rejected("open", Some(Duration::from_millis(left))));
-                    }
-                    Control { issued: 1, ..Control::new(State::HalfOpen, control.epoch + 1) }
-                }
+                State::Open => match left() {
+                    0 => fresh,
+                    left => return Err(self.rejected("open", Some(Duration::from_millis(left)))),
+                },
                 State::HalfOpen if control.issued < self.config.half_open_calls => {
                     Control { issued: control.issued + 1, ..control }
                 }
-                State::HalfOpen => return Err(self.rejected("half-open", None)),
+                // Probes that do not come back, such as endless streams, decide nothing: others are sent.
+                State::HalfOpen => match left() {
+                    0 => fresh,
+                    left => return Err(self.rejected("half-open", Some(Duration::from_millis(left)))),
+                },
             };
-            match self.control.compare_exchange_weak(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
+            if next.epoch != control.epoch {
+                // Before the state is visible, or somebody would find its time over already.
+                self.until.store(self.millis(now).saturating_add(self.wait()), Ordering::Release);
+            }
+            match self.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if control.state == State::Open {
                         self.tell(State::Open, State::HalfOpen, (0, 0, 0));
@@ -271,6 +276,10 @@ impl Breaker {
                 Err(seen) => word = seen,
             }
         }
+    }
+
+    fn wait(&self) -> u64 {
+        u64::try_from(self.config.open_for.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn observe(&self, epoch: u32, outcome: Outcome, took: Duration, now: Instant) {
@@ -305,8 +314,7 @@ impl Breaker {
     }
 
     fn observe_probe(&self, epoch: u32, failed: bool, slow: bool, now: Instant) {
-        let failures = self.probes_failed.fetch_add(u32::from(failed), Ordering::AcqRel) + u32::from(failed);
-        let slows = self.probes_slow.fetch_add(u32::from(slow), Ordering::AcqRel) + u32::from(slow);
+        let (failures, slows) = self.count_probe(epoch, failed, slow);
         let probes = u32::from(self.config.half_open_calls);
         let mut word = self.control.load(Ordering::Acquire);
         loop {
@@ -335,6 +343,18 @@ impl Breaker {
         }
     }
 
+    /// Adds one probe to the counts of its own half-open state; those of an earlier one are replaced.
+    fn count_probe(&self, epoch: u32, failed: bool, slow: bool) -> (u32, u32) {
+        const MASK: u64 = (1 << 17) - 1;
+        let add = |word: u64| {
+            let base = if (word >> 34) as u32 == epoch { word } else { u64::from(epoch) << 34 };
+            base + (u64::from(failed) << 17) + u64::from(slow)
+        };
+        let before = self.probes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(add(word)));
+        let after = add(before.unwrap_or_else(|word| word));
+        ((after >> 17 & MASK) as u32, (after & MASK) as u32)
+    }
+
     fn too_bad(&self, calls: u32, failed: u32, slow: u32) -> bool {
         failed >= self.config.failure_rate.count_of(calls)
             || (self.config.slow_call.is_some() && slow >= self.config.slow_rate.count_of(calls))
@@ -342,16 +362,12 @@ impl Breaker {
 
     /// Moves from `word` to open; does nothing when somebody else has moved on already.
     fn open(&self, mut word: u64, from: State, epoch: u32, sums: (u32, u32, u32), now: Instant) {
-        let wait = u64::try_from(self.config.open_for.as_millis()).unwrap_or(u64::MAX);
-        let until = self.millis(now).saturating_add(wait);
+        let until = self.millis(now).saturating_add(self.wait());
         loop {
-            self.open_until.store(until, Ordering::Release);
+            self.until.store(until, Ordering::Release);
             let next = Control::new(State::Open, epoch + 1).pack();
             match self.control.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
-                    // Nobody counts probes while it is open.
-                    self.probes_failed.store(0, Ordering::Release);
-                    self.probes_slow.store(0, Ordering::Release);
                     self.ring.clear();
                     return self.tell(from, State::Open, sums);
                 }
@@ -407,10 +423,9 @@ impl fmt::Debug for Breaker {
 }
 
 impl<B: AsRef<Breaker>> Permit<B> {
-    /// Reports how the call ended.
-    pub fn finish(mut self, outcome: Outcome, now: Instant) {
+    /// Reports how the call ended, and how long the service took: the time from its sending, without any wait before.
+    pub fn finish(mut self, outcome: Outcome, took: Duration, now: Instant) {
         self.finished = true;
-        let took = now.saturating_duration_since(self.started);
         self.breaker.as_ref().observe(self.epoch, outcome, took, now);
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Inbound {
 
 impl Inbound {
     pub(crate) fn new(service: ServiceName) -> Self {
-        let route = Route { id: "inbound".into(), ..Route::default() };
+        let route = Route { id: "inbound".into(), last_hop: true, ..Route::default() };
         Self { matched: Matched { route: Arc::new(route), service, path: None } }
     }
 }

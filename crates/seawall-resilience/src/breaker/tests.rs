@@ -37,7 +37,7 @@ impl Bench {
     }
 
     fn call(&self, outcome: Outcome) {
-        self.permit().expect("admitted").finish(outcome, self.now);
+        self.permit().expect("admitted").finish(outcome, Duration::ZERO, self.now);
     }
 
     fn calls(&self, outcomes: &str) -> State {
@@ -76,12 +76,12 @@ fn slow_calls_open_it() {
     let bench = Bench::new(Config { slow_call: Some(Period::secs(1)), ..config() });
     for seconds in [0, 2, 2, 2] {
         let permit = bench.permit().unwrap();
-        permit.finish(Outcome::Success, bench.now + Duration::from_secs(seconds));
+        permit.finish(Outcome::Success, Duration::from_secs(seconds), bench.now);
     }
     assert_eq!(bench.breaker.state(), State::Closed, "three of four are slow, all of four are asked for");
     let bench = Bench::new(Config { slow_call: Some(Period::secs(1)), slow_rate: Ratio::percent(75), ..config() });
     for seconds in [0, 2, 2, 2] {
-        bench.permit().unwrap().finish(Outcome::Success, bench.now + Duration::from_secs(seconds));
+        bench.permit().unwrap().finish(Outcome::Success, Duration::from_secs(seconds), bench.now);
     }
     assert_eq!(bench.breaker.state(), State::Open);
 }
@@ -120,11 +120,27 @@ fn probes_are_counted_and_a_lost_one_frees_its_place() {
     let again = bench.permit().expect("the place of the cancelled probe");
     assert_eq!(bench.permit().unwrap_err().reason, "half-open");
     for probe in probes {
-        probe.finish(Outcome::Success, bench.now);
+        probe.finish(Outcome::Success, Duration::ZERO, bench.now);
     }
     assert_eq!(bench.breaker.state(), State::HalfOpen);
-    again.finish(Outcome::Success, bench.now);
+    again.finish(Outcome::Success, Duration::ZERO, bench.now);
     assert_eq!(bench.breaker.state(), State::Closed);
+}
+
+#[test]
+fn probes_that_never_come_back_are_replaced() {
+    let mut bench = Bench::new(config());
+    bench.calls("ffff");
+    bench.now += Duration::from_secs(31);
+    let lost: Vec<_> = (0..3).map(|_| bench.permit().unwrap()).collect();
+    let rejected = bench.permit().unwrap_err();
+    assert_eq!((rejected.reason, rejected.retry_after.unwrap().as_secs_f64().round() as u64), ("half-open", 30));
+    bench.now += Duration::from_secs(31);
+    assert_eq!(bench.calls("s"), State::HalfOpen);
+    for probe in lost {
+        probe.finish(Outcome::Failure, Duration::ZERO, bench.now);
+    }
+    assert_eq!(bench.calls("ss"), State::Closed);
 }
 
 #[test]
@@ -135,10 +151,10 @@ fn late_results_decide_nothing() {
     bench.now += Duration::from_secs(31);
     let probe = bench.permit().unwrap();
     for permit in late {
-        permit.finish(Outcome::Failure, bench.now);
+        permit.finish(Outcome::Failure, Duration::ZERO, bench.now);
     }
     assert_eq!(bench.breaker.state(), State::HalfOpen);
-    probe.finish(Outcome::Success, bench.now);
+    probe.finish(Outcome::Success, Duration::ZERO, bench.now);
     bench.calls("ss");
     assert_eq!(bench.breaker.state(), State::Closed);
     assert_eq!(bench.breaker.sums(), (0, 0, 0), "the new closed state starts afresh");
@@ -203,7 +219,7 @@ proptest! {
         prop_assert_eq!(ring.sums(), (0, 0, 0));
     }
 
-    /// Whatever happens, in whatever order: no panic, and never more probes under way than allowed.
+    /// Whatever happens, in whatever order: no panic, and never more probes in one half-open state than allowed.
     #[test]
     fn any_history_keeps_the_probe_limit(steps in proptest::collection::vec(0u8..8, 0..400)) {
         let Bench { breaker, mut now, .. } = Bench::new(config());
@@ -214,20 +230,21 @@ proptest! {
                     if breaker.state() == State::HalfOpen {
                         probes.push(permit);
                     } else {
-                        permit.finish(if step == 0 { Outcome::Success } else { Outcome::Failure }, now);
+                        permit.finish(if step == 0 { Outcome::Success } else { Outcome::Failure }, Duration::ZERO, now);
                     }
                 },
                 3 | 4 => if let Some(permit) = probes.pop() {
-                    permit.finish(if step == 3 { Outcome::Success } else { Outcome::Failure }, now);
+                    permit.finish(if step == 3 { Outcome::Success } else { Outcome::Failure }, Duration::ZERO, now);
                 },
                 5 => drop(probes.pop()),
-                6 => if let Some(permit) = probes.pop() { permit.finish(Outcome::Ignored, now); },
+                6 => if let Some(permit) = probes.pop() { permit.finish(Outcome::Ignored, Duration::ZERO, now); },
                 _ => now += Duration::from_secs(16),
             }
             if breaker.state() != State::HalfOpen {
                 probes.clear();
             }
-            prop_assert!(probes.len() <= 3);
+            let epoch = Control::unpack(breaker.control.load(Ordering::Acquire)).epoch;
+            prop_assert!(probes.iter().filter(|probe| probe.epoch == epoch).count() <= 3);
         }
     }
 }
