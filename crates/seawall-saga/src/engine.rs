@@ -92,6 +92,19 @@ pub enum Event {
     },
 }
 
+impl Event {
+    fn step(&self) -> Option<usize> {
+        match self {
+            Self::Intent { step, .. }
+            | Self::Failed { step, .. }
+            | Self::Done { step, .. }
+            | Self::Refused { step, .. }
+            | Self::Parked { step, .. } => Some(*step),
+            Self::Ended { .. } => None,
+        }
+    }
+}
+
 /// Where a saga stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,6 +148,8 @@ pub struct Leg {
     pub failed: u32,
     /// Whether one of them may have been done.
     pub unknown: bool,
+    /// When a later runner took it up.
+    pub taken_up: Option<Millis>,
     /// When it ended, and how.
     pub ended: Option<(Millis, LegEnd)>,
     /// The last thing that went wrong.
@@ -225,9 +240,10 @@ pub enum Outcome {
 }
 
 impl Leg {
-    /// How long ago it was intended.
+    /// For how long it has been tried without interruption.
     fn age(&self, now: Millis) -> Duration {
-        Duration::from_millis(now.saturating_sub(self.intended.unwrap_or(now)))
+        let since = self.taken_up.max(self.intended).unwrap_or(now);
+        Duration::from_millis(now.saturating_sub(since))
     }
 }
 
@@ -239,12 +255,31 @@ impl Saga {
     }
 
     /// A saga as its log tells it.
-    pub fn replay(id: String, plan: Arc<Plan>, input: Value, events: &[(Millis, Event)]) -> Self {
+    ///
+    /// # Errors
+    /// What is wrong with a log that does not fit the plan, or that leaves nothing to do and does not end.
+    pub fn replay(id: String, plan: Arc<Plan>, input: Value, events: &[(Millis, Event)]) -> Result<Self, String> {
         let mut saga = Self::empty(id, plan, input);
-        for (at, event) in events {
+        for (number, (at, event)) in events.iter().enumerate() {
+            if event.step().is_some_and(|step| step >= saga.steps.len()) {
+                return Err(format!("event {number} speaks of a step that the plan does not have"));
+            }
             saga.apply(event, *at);
         }
-        saga
+        if !saga.status.is_final() && saga.open().is_none() {
+            return Err("the log neither ends nor says what to do next".into());
+        }
+        Ok(saga)
+    }
+
+    /// Goes on after an absence: the step that was under way may have been done, and its patience begins anew, since it
+    /// was not the service that was away.
+    pub fn take_up(&mut self, now: Millis) {
+        if let Some((step, direction)) = self.open() {
+            let leg = self.leg(step, direction);
+            leg.unknown = true;
+            leg.taken_up = Some(now);
+        }
     }
 
     fn empty(id: String, plan: Arc<Plan>, input: Value) -> Self {
@@ -300,12 +335,16 @@ impl Saga {
         if self.status.is_final() {
             return Next::Ended(self.status);
         }
+        let (step, direction) = self.open().expect("replay checks it, and every outcome leads on or ends");
+        Next::Call(self.call(step, direction))
+    }
+
+    /// The leg that is intended and has not ended.
+    fn open(&self) -> Option<(usize, Direction)> {
         let open = |leg: &Leg| leg.intended.is_some() && leg.ended.is_none();
         let legs = self.steps.iter().enumerate();
-        let found = legs.clone().find(|(_, step)| open(&step.undo)).map(|(at, _)| (at, Direction::Undo));
-        let found = found.or_else(|| legs.clone().find(|(_, s)| open(&s.forward)).map(|(at, _)| (at, Direction::Do)));
-        let (step, direction) = found.expect("a log ends with an intention or with the end");
-        Next::Call(self.call(step, direction))
+        let undo = legs.clone().find(|(_, step)| open(&step.undo)).map(|(at, _)| (at, Direction::Undo));
+        undo.or_else(|| legs.clone().find(|(_, step)| open(&step.forward)).map(|(at, _)| (at, Direction::Do)))
     }
 
     fn call(&self, at: usize, direction: Direction) -> CallOut {

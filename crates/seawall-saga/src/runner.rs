@@ -1,5 +1,6 @@
 //! The runner: performs what the engine decides. One task a saga; each waits for its log before it acts.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -104,10 +105,16 @@ impl Runner {
     /// [`LogError`] when the log cannot be read.
     pub async fn recover(&self) -> Result<usize, LogError> {
         let unfinished = self.shared.log.unfinished().await?;
-        let count = unfinished.len();
+        let mut count = 0;
         for stored in unfinished {
-            let saga = Saga::replay(stored.id.clone(), stored.plan.clone(), stored.input, &stored.events);
-            self.spawn(saga, stored.events.len());
+            let id = stored.id.clone();
+            match take_up(stored) {
+                Ok((saga, seq)) => {
+                    self.spawn(saga, seq);
+                    count += 1;
+                }
+                Err(error) => tracing::error!(saga = id, %error, "cannot be taken up, needs an operator"),
+            }
         }
         if count > 0 {
             tracing::info!(count, "took up unfinished sagas");
@@ -115,12 +122,19 @@ impl Runner {
         Ok(count)
     }
 
-    /// Starts a saga, durably, unless `key` has started one before. A dropped future has an unknown outcome; the same
-    /// key tells.
+    /// Starts a saga, durably, unless `key` has started one before. Dropping the future does not stop it: what is in the
+    /// log is also run. The same key tells what became of it.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(&self, name: &str, key: &str, input: Value) -> Result<Started, StartError> {
+        let (runner, name, key) = (self.clone(), name.to_owned(), key.to_owned());
+        let begun = tokio::spawn(async move { runner.begin(&name, &key, input).await });
+        let died = |_| LogError::Unknown("the start was interrupted".into());
+        begun.await.map_err(died)?
+    }
+
+    async fn begin(&self, name: &str, key: &str, input: Value) -> Result<Started, StartError> {
         let plan = self.shared.plans.get(name).ok_or_else(|| StartError::NoPlan(name.to_owned()))?.clone();
         if key.is_empty() || key.len() > MAX_KEY {
             let length = key.len();
@@ -155,9 +169,24 @@ impl Runner {
                 self.spawn(saga, events.len());
                 Ok(Started { id, new: true })
             }
-            Begun::Before(before) if before.input == input => Ok(Started { id: before.id, new: false }),
+            Begun::Before(before) if before.input == input => {
+                self.adopt(&before).await?;
+                Ok(Started { id: before.id, new: false })
+            }
             Begun::Before(before) => Err(StartError::Conflict { key: key.to_owned(), id: before.id }),
         }
+    }
+
+    /// Runs a saga that is in the log and that nobody runs: the start that wrote it was told that its outcome is unknown.
+    async fn adopt(&self, stored: &Stored) -> Result<(), LogError> {
+        if stored.status.is_final() || self.live().contains_key(&*stored.id) {
+            return Ok(());
+        }
+        if let Some(stored) = self.shared.log.load(&stored.id).await?.filter(|stored| !stored.status.is_final()) {
+            let (saga, seq) = take_up(stored)?;
+            self.spawn(saga, seq);
+        }
+        Ok(())
     }
 
     /// Waits until a saga has ended, at most for `timeout`.
@@ -172,7 +201,7 @@ impl Runner {
     /// # Errors
     /// [`LogError`].
     pub async fn get(&self, id: &str) -> Result<Option<SagaView>, LogError> {
-        Ok(self.shared.log.load(id).await?.map(|stored| SagaView::of(&stored)))
+        self.shared.log.load(id).await?.map(|stored| SagaView::of(&stored)).transpose()
     }
 
     /// The latest sagas, newest first, without their steps.
@@ -198,7 +227,11 @@ impl Runner {
     fn spawn(&self, saga: Saga, seq: usize) {
         let id: Arc<str> = saga.id.as_str().into();
         let (status, watcher) = watch::channel(saga.status);
-        self.live().insert(id.clone(), watcher);
+        match self.live().entry(id.clone()) {
+            // Whoever came first runs it.
+            Entry::Occupied(_) => return,
+            Entry::Vacant(place) => drop(place.insert(watcher)),
+        }
         let runner = self.clone();
         tokio::spawn(async move {
             runner.run(saga, id.clone(), seq, &status).await;
@@ -275,6 +308,15 @@ impl Runner {
             Err(error) => Outcome::NotSent(error.to_string()),
         })
     }
+}
+
+/// A saga as its log leaves it, and how many events that is. What was under way may have been done.
+fn take_up(stored: Stored) -> Result<(Saga, usize), LogError> {
+    let id = stored.id.clone();
+    let saga = Saga::replay(stored.id, stored.plan, stored.input, &stored.events);
+    let mut saga = saga.map_err(|what| LogError::Damaged(format!("saga {id}: {what}")))?;
+    saga.take_up(now());
+    Ok((saga, stored.events.len()))
 }
 
 fn request(id: &str, call: &CallOut, outgoing: &Outgoing) -> http::Result<Request<Bytes>> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::engine::{Leg, LegEnd, Millis, Saga, Status};
-use crate::log::Stored;
+use crate::log::{LogError, Stored};
 
 /// A saga, as `GET /v1/sagas/{id}` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,8 +88,12 @@ fn leg(name: &str, call: String, leg: &Leg) -> StepView {
 
 impl SagaView {
     /// A saga with its steps.
-    pub fn of(stored: &Stored) -> Self {
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when its log does not fit its plan.
+    pub fn of(stored: &Stored) -> Result<Self, LogError> {
         let saga = Saga::replay(stored.id.clone(), stored.plan.clone(), stored.input.clone(), &stored.events);
+        let saga = saga.map_err(|what| LogError::Damaged(format!("saga {}: {what}", stored.id)))?;
         let steps = saga.plan.steps.iter().zip(&saga.steps);
         let steps: Vec<_> = steps
             .map(|(config, step)| {
@@ -102,7 +106,7 @@ impl SagaView {
             .collect();
         let error = saga.steps.iter().find_map(|step| step.forward.error.clone());
         let completed = stored.status == Status::Completed;
-        Self { steps, error: error.filter(|_| !completed), ..Self::summary(stored) }
+        Ok(Self { steps, error: error.filter(|_| !completed), ..Self::summary(stored) })
     }
 
     /// A saga in a list.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 use seawall_types::Revision;
 
 use crate::engine::{Disk, Engine, HISTORY, History, NoDisk};
@@ -107,10 +107,6 @@ impl Disk for File {
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let failed = |source| OpenError::Sqlite { path: self.path.clone(), source };
-        let check: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
-        if check != "ok" {
-            return Err(OpenError::Damaged { path: self.path.clone(), what: check });
-        }
         read(&self.connection).map_err(failed)
     }
 }
@@ -147,13 +143,12 @@ fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result
 
 /// Keeps the history between one and two lengths, so that the cost is spread over many commits.
 fn trim(tx: &Connection) -> rusqlite::Result<()> {
-    let last = tx.last_insert_rowid();
-    let first: Option<i64> = tx
-        .prepare_cached("SELECT seq FROM history ORDER BY seq LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    let length = HISTORY as i64;
-    if first.is_some_and(|first| last - first > 2 * length) {
+    let ends =
+        "SELECT (SELECT seq FROM history ORDER BY seq LIMIT 1), (SELECT seq FROM history ORDER BY seq DESC LIMIT 1)";
+    let (first, last): (Option<i64>, Option<i64>) =
+        tx.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (Some(first), Some(last), length) = (first, last, HISTORY as i64) else { return Ok(()) };
+    if last - first > 2 * length {
         let oldest: u64 = tx.query_row("SELECT revision FROM history WHERE seq = ?1", [last - length], |r| r.get(0))?;
         tx.execute("DELETE FROM history WHERE revision < ?1", [oldest])?;
         tx.execute("UPDATE meta SET value = ?1 WHERE name = 'oldest'", [oldest])?;

@@ -60,14 +60,18 @@ pub(crate) struct History {
 
 impl History {
     fn push(&mut self, event: Event) {
+        if event.revision < self.oldest {
+            // The rest of a revision so large that its beginning has gone already.
+            return;
+        }
         self.events.push_back(event);
         if self.events.len() > HISTORY {
             // A revision goes whole or not at all.
-            let gone = self.events.front().map(|event| event.revision);
-            while self.events.front().map(|event| event.revision) == gone {
+            let Some(gone) = self.events.front().map(|event| event.revision) else { return };
+            while self.events.front().is_some_and(|event| event.revision == gone) {
                 self.events.pop_front();
             }
-            self.oldest = self.events.front().map_or(self.oldest, |event| event.revision);
+            self.oldest = gone.next();
         }
     }
 }

@@ -51,7 +51,7 @@ pub enum OpenError {
 }
 
 /// Opens or creates `path` for this process alone, in WAL mode with `synchronous=FULL`, and brings it to the newest of
-/// `migrations` (each a script; the file remembers in `user_version` how many it has had).
+/// `migrations` (each a script; the file remembers in `user_version` how many it has had). The whole file is checked for damage.
 ///
 /// # Errors
 /// [`OpenError`]; the file is untouched unless a migration itself failed, which rolls back.
@@ -83,8 +83,12 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, OpenError> {
         tx.commit()?;
         Ok(found)
     };
-    match migrate(&mut connection).map_err(failed)? {
-        found if found > known => Err(OpenError::TooNew { path: path.to_owned(), found, known }),
-        _ => Ok(connection),
+    let found = migrate(&mut connection).map_err(failed)?;
+    if found > known {
+        return Err(OpenError::TooNew { path: path.to_owned(), found, known });
+    }
+    match connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)).map_err(failed)? {
+        ok if ok == "ok" => Ok(connection),
+        what => Err(OpenError::Damaged { path: path.to_owned(), what }),
     }
 }

@@ -17,7 +17,7 @@ macro_rules! conformance {
 
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
                 invalid_transactions_change_nothing, leases_take_their_keys_along, a_lease_kept_alive_stays,
-                watches_miss_nothing, watches_resume_from_the_past, watches_report_compaction,
+                watches_miss_nothing, watches_resume_from_the_past, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
         }
     };
@@ -188,6 +188,26 @@ async fn watches_report_compaction(store: Arc<dyn Store>) {
     assert!(oldest > Revision(2));
     assert_eq!(store.watch("", Revision(2)).await.unwrap_err(), WatchError::Compacted { oldest });
     assert_eq!(store.watch("", oldest).await.unwrap().next().await.unwrap()[0].revision, oldest);
+}
+
+async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) {
+    let lease = store.grant(Duration::from_secs(600)).await.unwrap();
+    for part in 0..140 {
+        let op = |i| Op::Put { key: format!("{part}/{i}"), value: Bytes::new(), lease: Some(lease) };
+        store.commit(Txn { then: (0..128).map(op).collect(), ..Txn::default() }).await.unwrap();
+    }
+    let before = store.range("").await.unwrap();
+    assert_eq!(before.entries.len(), 140 * 128);
+    let mut watch = store.watch("", before.revision.next()).await.unwrap();
+    let gone = store.revoke(lease).await.unwrap();
+    // All those deletions are one revision, and do not fit: that is said, nothing is left out in silence.
+    assert_eq!(watch.next().await.unwrap_err(), WatchError::Compacted { oldest: gone.next() });
+    for n in 0..40 {
+        store.grant(Duration::from_secs(1 + n)).await.unwrap();
+    }
+    store.commit(Txn::put("after", "x")).await.unwrap();
+    let mut watch = store.watch("", gone.next()).await.unwrap();
+    assert_eq!(&*watch.next().await.unwrap()[0].key, "after");
 }
 
 async fn concurrent_writers_are_serialised(store: Arc<dyn Store>) {

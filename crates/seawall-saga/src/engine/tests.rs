@@ -87,6 +87,39 @@ fn a_step_never_sent_is_not_undone_and_one_lost_reply_is_enough_to_undo() {
 }
 
 #[test]
+fn what_was_under_way_at_a_crash_may_have_been_done() {
+    let plan = plan(1, None);
+    let (_, events) = Saga::begin("x".into(), plan.clone(), json!({}));
+    let log: Vec<_> = events.into_iter().map(|event| (0, event)).collect();
+    let mut saga = Saga::replay("x".into(), plan, json!({}), &log).unwrap();
+    // Away for an hour, then the service cannot be reached until patience, counted anew, is over.
+    let back = 3_600_000;
+    saga.take_up(back);
+    let mut undone = false;
+    for second in 0.. {
+        let Next::Call(call) = saga.next() else { break };
+        undone |= call.direction == Direction::Undo;
+        let outcome = if undone { done() } else { Outcome::NotSent("no instance".into()) };
+        assert!(undone || second <= 10);
+        for event in saga.observe(call.step, call.direction, outcome, back + second * 1_000) {
+            saga.apply(&event, back + second * 1_000);
+        }
+    }
+    assert!(undone && saga.status == Status::Undone);
+}
+
+#[test]
+fn a_log_that_does_not_fit_is_named() {
+    let replay = |events: &[(Millis, Event)]| Saga::replay("x".into(), plan(2, None), json!({}), events);
+    let direction = Direction::Do;
+    let beyond = Event::Intent { step: 2, direction };
+    let open = Event::Done { step: 0, direction, output: Value::Null };
+    assert!(replay(&[(0, beyond)]).unwrap_err().contains("event 0"));
+    assert!(replay(&[(0, Event::Intent { step: 0, direction }), (1, open)]).is_err());
+    assert!(replay(&[]).is_err());
+}
+
+#[test]
 fn an_undo_that_fails_is_repeated_and_in_the_end_parked() {
     let mut left = 5;
     let (status, calls) = run(2, |call, _| match (call.step, call.direction) {
@@ -183,7 +216,10 @@ proptest! {
                 let events = saga.observe(call.step, call.direction, outcome, now);
                 log.extend(events.into_iter().map(|event| (now, event)));
             }
-            saga = Saga::replay("x".into(), plan.clone(), json!({}), &log);
+            saga = Saga::replay("x".into(), plan.clone(), json!({}), &log).unwrap();
+            if crash {
+                saga.take_up(now);
+            }
             prop_assert!(round < 2_000);
         }
         let done = participant.effects.values().filter(|done| **done).count();
