@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let gateway = Gateway::bind(name.as_str(), config.clone())?;
         let addr = gateway.addr();
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };
-        let who = format!("gateway-{name}-{}", std::process::id());
+        let who = format!("gateway-{name}-{}", process::unique());
         let file = Some(loaded.data().join("snapshots").join(format!("gateway-{name}.json")));
         let subscriber = Subscriber::new(SubscriberConfig { name: who, file }, Control::new(nodes));
         // The last good snapshot is in use before the first request is taken.

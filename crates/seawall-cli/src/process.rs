@@ -18,6 +18,12 @@ pub(crate) fn config(file: Option<&Path>) -> anyhow::Result<Loaded> {
     }
 }
 
+/// Tells this process from every other one of the same name, on this machine or another.
+pub(crate) fn unique() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("{:08x}", RandomState::new().hash_one(std::process::id()) as u32)
+}
+
 /// One thread for what is not on the way of a request.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")

@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let (inbound, outbound) = (sidecar.inbound(), sidecar.outbound());
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control };
         let control = Control::new(nodes);
-        let name = format!("sidecar-{}-{id}-{}", args.service, std::process::id());
+        let name = format!("sidecar-{}-{id}-{}", args.service, process::unique());
         let file = loaded.data().join("snapshots").join(format!("sidecar-{}-{id}.json", args.service));
         let subscriber = Subscriber::new(SubscriberConfig { name, file: Some(file) }, control.clone());
         upstreams.publish(subscriber.snapshot());

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// How often a quiet stream says that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// The longest that a request may wait for something to happen.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The largest request body.
@@ -233,13 +233,16 @@ async fn watch(
     };
     let resumed = match watch.from {
         Some(from) if watch.store.as_deref().is_none_or(|store| store == app.registry.store_id()) => {
-            let next = app.registry.snapshot().revision.next();
+            let unavailable =
+                |error: seawall_store::ReadError| Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
             // From the future can only come who has followed another history.
+            let next = app.registry.revision().await.map_err(unavailable)?.next();
             if from <= next { app.registry.changes(from).await.ok() } else { None }
         }
         _ => None,
     };
-    let stream = Following { app, changes: resumed, queue: VecDeque::new(), _subscription: subscription };
+    let told = resumed.is_none();
+    let stream = Following { app, changes: resumed, told, queue: VecDeque::new(), _subscription: subscription };
     let stream = stream::unfold(stream, |mut following| async {
         let event = following.next().await?;
         Some((Ok(event), following))
@@ -251,6 +254,8 @@ async fn watch(
 struct Following {
     app: App,
     changes: Option<Changes>,
+    /// Whether the follower knows how the stream begins.
+    told: bool,
     /// Changes of one revision or a few, read together.
     queue: VecDeque<Change>,
     _subscription: Option<Subscription>,
@@ -258,6 +263,9 @@ struct Following {
 
 impl Following {
     async fn next(&mut self) -> Option<Event> {
+        if !std::mem::replace(&mut self.told, true) {
+            return Event::default().event("resumed").json_data(json!({ "store": self.app.registry.store_id() })).ok();
+        }
         loop {
             if let Some(change) = self.queue.pop_front() {
                 return event("change", change.revision, &change);
@@ -305,9 +313,14 @@ async fn leave(State(app): State<App>, Query(leave): Query<Leave>) -> StatusCode
 struct Ack {
     subscriber: String,
     revision: Revision,
+    /// Whose revision it is; another store's counts for nothing here.
+    store: Option<String>,
 }
 
 async fn acknowledge(State(app): State<App>, Query(ack): Query<Ack>) -> Result<StatusCode, Problem> {
+    if ack.store.as_deref().is_some_and(|store| store != app.registry.store_id()) {
+        return Err(Problem(StatusCode::CONFLICT, "this revision belongs to another store".into()));
+    }
     if app.registry.subscribers().acknowledge(&ack.subscriber, ack.revision) {
         Ok(StatusCode::NO_CONTENT)
     } else {

@@ -106,11 +106,13 @@ impl Control {
     /// [`ControlError`].
     pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
         let Self { listener, addr, registry, upstreams, log, plans } = self;
-        tokio::spawn(registry.clone().run(drain.clone()));
+        upstreams.publish(registry.snapshot());
         tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
         let client = Client::new(upstreams.clone());
         let runner = Runner::new(RunnerConfig::default(), plans, log, client, drain.clone());
         runner.recover().await?;
+        // Nobody could beat until now; nobody is judged for that.
+        tokio::spawn(registry.clone().run(drain.clone()));
         register_self(&registry, addr).await?;
         tokio::spawn(beat_self(registry.clone(), addr, drain.clone()));
         tracing::info!(%addr, "control is ready");

@@ -123,12 +123,12 @@ impl Control {
         self.json(Method::DELETE, &path(service, id, &waiting(wait)), Vec::new(), PATIENCE + wait).await
     }
 
-    /// Tells control that `subscriber` acts on `revision`.
+    /// Tells control that `subscriber` acts on `revision` of `store`.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn acknowledge(&self, subscriber: &str, revision: Revision) -> Result<(), ControlError> {
-        let path = format!("/v1/watch/ack?subscriber={subscriber}&revision={revision}");
+    pub async fn acknowledge(&self, subscriber: &str, store: &str, revision: Revision) -> Result<(), ControlError> {
+        let path = format!("/v1/watch/ack?subscriber={subscriber}&store={store}&revision={revision}");
         self.send(Method::POST, &path, Vec::new(), PATIENCE).await.map(drop)
     }
 

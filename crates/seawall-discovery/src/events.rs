@@ -1,5 +1,8 @@
 //! Server-sent events, as far as control sends them: `event`, `data`, comments.
 
+/// No event is larger; the snapshot of a large fleet is some tens of megabytes.
+const LIMIT: usize = 256 << 20;
+
 /// Cuts a byte stream into events.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
@@ -14,8 +17,10 @@ pub(crate) struct Event {
 }
 
 impl Parser {
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    /// Takes in what has arrived; `false` when an event grows beyond all measure.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         self.buffer.extend_from_slice(bytes);
+        self.buffer.len() <= LIMIT
     }
 
     /// The next whole event; comments and empty events are passed over.
@@ -53,7 +58,7 @@ mod tests {
             let mut parser = Parser::default();
             let mut events = Vec::new();
             for part in [&text[..cut], &text[cut..]] {
-                parser.push(part);
+                assert!(parser.push(part));
                 events.extend(std::iter::from_fn(|| parser.next()));
             }
             let all: Vec<_> = events.iter().map(|e| (e.name.as_str(), e.data.as_str())).collect();

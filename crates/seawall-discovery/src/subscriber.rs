@@ -14,8 +14,11 @@ use tokio::sync::watch;
 use crate::control::{Control, ControlError};
 use crate::events::{Event, Parser};
 
-/// Control says something at least every five seconds; silence for longer means that the stream is dead.
-const SILENCE: Duration = Duration::from_secs(15);
+/// Control says something every second; silence for longer means that the stream is dead. Together with the longest pause
+/// before a new one this is less than control waits for a subscriber whose stream broke.
+const SILENCE: Duration = Duration::from_secs(3);
+/// The longest pause, on average.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long the head of the stream may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,9 @@ struct State {
     store: String,
     snapshot: Arc<Snapshot>,
 }
+
+/// A revision that is acted on, and the store that it belongs to.
+type Held = (String, Revision);
 
 /// The first event of a stream that cannot be resumed.
 #[derive(Debug, Deserialize)]
@@ -92,7 +98,7 @@ impl Subscriber {
                     tracing::warn!(error, %revision, "lost control; going on with the last good snapshot");
                 }
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-                pause = (pause * 2).min(Duration::from_secs(3));
+                pause = (pause * 2).min(PAUSE);
             }
         };
         tokio::select! {
@@ -108,7 +114,7 @@ impl Subscriber {
     async fn follow(
         &mut self,
         publish: &impl Fn(Arc<Snapshot>),
-        acknowledged: &watch::Sender<Option<Revision>>,
+        acknowledged: &watch::Sender<Option<Held>>,
         away: &mut bool,
     ) -> Result<(), ControlError> {
         let (name, store) = (&self.config.name, &self.state.store);
@@ -129,8 +135,6 @@ impl Subscriber {
         if std::mem::take(away) {
             tracing::info!("control is back");
         }
-        // A resumed stream may have nothing to tell; what we hold is what we act on.
-        acknowledged.send_replace(Some(self.state.snapshot.revision));
         let mut body = response.into_body();
         let mut parser = Parser::default();
         loop {
@@ -139,7 +143,9 @@ impl Subscriber {
                 None => return Ok(()),
                 Some(frame) => frame.map_err(|error| dead(&error.to_string()))?,
             };
-            parser.push(frame.data_ref().map_or(&[], |data| data));
+            if !parser.push(frame.data_ref().map_or(&[], |data| data)) {
+                return Err(dead("an event is too large"));
+            }
             let mut news = false;
             while let Some(event) = parser.next() {
                 self.apply(&event).map_err(|error| dead(&format!("an event is not understood: {error}")))?;
@@ -147,7 +153,7 @@ impl Subscriber {
             }
             if news {
                 publish(self.state.snapshot.clone());
-                acknowledged.send_replace(Some(self.state.snapshot.revision));
+                acknowledged.send_replace(Some((self.state.store.clone(), self.state.snapshot.revision)));
                 self.keep();
             }
         }
@@ -163,7 +169,7 @@ impl Subscriber {
                 let change: Change = serde_json::from_str(&event.data)?;
                 Arc::make_mut(&mut self.state.snapshot).apply(&change);
             }
-            // A later control may say more than we know.
+            // "resumed": what we hold is the latest of this very store; a later control may say more than we know.
             _ => {}
         }
         Ok(())
@@ -180,10 +186,10 @@ impl Subscriber {
 
 /// Acknowledges the newest revision, and again whenever there is a newer one. One request at a time: while it is under
 /// way newer revisions replace one another.
-async fn acknowledge(control: Control, name: String, mut acks: watch::Receiver<Option<Revision>>) {
+async fn acknowledge(control: Control, name: String, mut acks: watch::Receiver<Option<Held>>) {
     while acks.changed().await.is_ok() {
-        let Some(revision) = *acks.borrow_and_update() else { continue };
-        if let Err(error) = control.acknowledge(&name, revision).await {
+        let Some((store, revision)) = acks.borrow_and_update().clone() else { continue };
+        if let Err(error) = control.acknowledge(&name, &store, revision).await {
             // The next stream acknowledges anew.
             tracing::debug!(%error, %revision, "could not acknowledge");
         }

@@ -35,6 +35,11 @@ impl Leases {
         self.deadlines.entry((service, id)).or_insert(now + self.ttl);
     }
 
+    /// Whether an instance that was taken out by [`Leases::tick`] has not been heard of since.
+    pub fn is_gone(&self, service: &ServiceName, id: &InstanceId) -> bool {
+        !self.deadlines.contains_key(&(service.clone(), id.clone()))
+    }
+
     /// An instance has left.
     pub fn forget(&mut self, service: &ServiceName, id: &InstanceId) {
         self.deadlines.remove(&(service.clone(), id.clone()));

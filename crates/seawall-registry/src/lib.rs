@@ -105,10 +105,11 @@ impl Registry {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Follows the store and evicts whoever stops beating, until `drain` signals.
+    /// Follows the store and evicts whoever stops beating, until `drain` signals. From its start on everybody has the
+    /// whole time-to-live.
     pub async fn run(self, drain: Drain) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Apart: evicting waits for the disk, and the view must not.
+        let evicting = tokio::spawn(self.clone().evict_all());
         let mut cursor = None;
         loop {
             tokio::select! {
@@ -116,8 +117,22 @@ impl Registry {
                     tracing::error!(%error, "the registry cannot follow its store; trying again");
                     tokio::time::sleep(TICK).await;
                 },
-                _ = tick.tick() => self.evict().await,
-                () = drain.signaled() => return,
+                () = drain.signaled() => break,
+            }
+        }
+        evicting.abort();
+    }
+
+    async fn evict_all(self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let expired = self.leases().tick(Instant::now());
+            for (service, id) in expired {
+                // Side by side, so that they share a sync; bounded by the number of instances.
+                let registry = self.clone();
+                tokio::spawn(async move { registry.evict(service, id).await });
             }
         }
     }
@@ -165,19 +180,27 @@ impl Registry {
         });
     }
 
-    async fn evict(&self) {
-        let expired = self.leases().tick(Instant::now());
-        for (service, id) in expired {
-            let ttl = self.shared.config.ttl;
-            match self.remove(&service, &id).await {
-                Ok(revision) => {
-                    tracing::warn!(%service, instance = %id, %revision, "evicted: no heartbeat for {ttl}");
-                }
-                Err(RegistryError::NotFound { .. }) => {}
-                Err(error) => {
-                    tracing::warn!(%service, instance = %id, %error, "could not be evicted; trying again");
-                    self.leases().watch(service, id, Instant::now());
-                }
+    async fn evict(&self, service: ServiceName, id: InstanceId) {
+        let key = key(&service, &id);
+        let evicted = async {
+            let Some(entry) = self.shared.store.get(&key).await? else { return Ok(None) };
+            // Heard of in the meantime, it stays; written in the meantime, it is another.
+            if !self.leases().is_gone(&service, &id) {
+                return Ok(None);
+            }
+            let txn = Txn::delete(key.clone()).when(Compare::Modified(key.clone(), entry.modified));
+            let done = self.shared.store.commit(txn).await?;
+            Ok::<_, RegistryError>(done.succeeded.then_some(done.revision))
+        };
+        match evicted.await {
+            Ok(Some(revision)) => {
+                let ttl = self.shared.config.ttl;
+                tracing::warn!(%service, instance = %id, %revision, "evicted: no heartbeat for {ttl}");
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%service, instance = %id, %error, "could not be evicted; trying again");
+                self.leases().watch(service, id, Instant::now());
             }
         }
     }
@@ -207,6 +230,14 @@ impl Registry {
         self.shared.config.ttl.get()
     }
 
+    /// The revision of the store, which may be ahead of the view.
+    ///
+    /// # Errors
+    /// [`ReadError`] when the store cannot be read.
+    pub async fn revision(&self) -> Result<Revision, ReadError> {
+        Ok(self.shared.store.range(STORE_ID).await?.revision)
+    }
+
     /// Every change from `from` on, straight from the store's history.
     ///
     /// # Errors
@@ -232,10 +263,11 @@ impl Registry {
         if self.leases().len() >= LIMIT {
             return Err(RegistryError::Invalid(format!("the registry is full: {LIMIT} instances")));
         }
+        // Before the write, so that no eviction of a former self comes in between.
+        self.leases().beat(service.clone(), instance.id.clone(), Instant::now());
         let value = serde_json::to_vec(&instance).expect("an instance is plain data");
         let revision = self.shared.store.commit(Txn::put(key(service, &instance.id), value)).await?.revision;
         self.echo(revision).await?;
-        self.leases().beat(service.clone(), instance.id, Instant::now());
         Ok(revision)
     }
 
@@ -265,7 +297,8 @@ impl Registry {
             let entry = self.shared.store.get(&key).await?.ok_or_else(not_found)?;
             let mut instance = parse(&entry).ok_or_else(not_found)?;
             if instance.status == status {
-                return Ok(self.snapshot().revision);
+                self.echo(entry.modified).await?;
+                return Ok(entry.modified);
             }
             instance.status = status;
             let value = serde_json::to_vec(&instance).expect("an instance is plain data");

@@ -4,6 +4,7 @@
 //! So it is waited for a little longer; and so is everybody after our own start, when nobody has come back yet.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,13 +21,19 @@ pub struct Subscribers {
 #[derive(Debug)]
 struct Shared {
     live: Mutex<BTreeMap<String, Follower>>,
+    streams: AtomicU64,
     changed: watch::Sender<()>,
     started: Instant,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { live: Mutex::default(), changed: watch::Sender::default(), started: Instant::now() }
+        Self {
+            live: Mutex::default(),
+            streams: AtomicU64::new(0),
+            changed: watch::Sender::default(),
+            started: Instant::now(),
+        }
     }
 }
 
@@ -41,6 +48,8 @@ struct Follower {
 
 /// Longer than a subscriber takes to come back.
 const LINGER: Duration = Duration::from_secs(5);
+/// Stands for whoever has not come back yet since our own start.
+const UNKNOWN: &str = "(control has just started: who followed it may still come back)";
 /// The most streams that are open at once.
 const LIMIT: usize = 10_000;
 
@@ -48,11 +57,11 @@ impl Subscribers {
     /// A stream begins; it counts as live until the subscription is dropped. `None` when there are too many.
     pub fn open(&self, name: &str) -> Option<Subscription> {
         let mut live = self.live();
+        purge(&mut live, Instant::now());
         if live.len() >= LIMIT && !live.contains_key(name) {
             return None;
         }
-        let before = live.get(name);
-        let stream = before.map_or(0, |before| before.stream + 1);
+        let stream = self.shared.streams.fetch_add(1, Ordering::Relaxed);
         live.insert(name.to_owned(), Follower { stream, acknowledged: None, gone: None });
         drop(live);
         self.shared.changed.send_replace(());
@@ -93,7 +102,7 @@ impl Subscribers {
             changed.mark_unchanged();
             let now = Instant::now();
             let (laggards, look_again) = self.laggards(revision, now);
-            if now >= end || (laggards.is_empty() && look_again.is_none()) {
+            if now >= end || laggards.is_empty() {
                 return laggards;
             }
             let look_again = look_again.unwrap_or(end).min(end);
@@ -105,17 +114,26 @@ impl Subscribers {
     /// Who is behind, and when the answer may change by itself.
     fn laggards(&self, revision: Revision, now: Instant) -> (Vec<String>, Option<Instant>) {
         let mut live = self.live();
-        live.retain(|_, follower| follower.gone.is_none_or(|gone| gone + LINGER > now));
+        purge(&mut live, now);
         let behind = |follower: &Follower| follower.acknowledged.is_none_or(|acknowledged| acknowledged < revision);
         let laggards = live.iter().filter(|(_, follower)| behind(follower));
         let returns = laggards.clone().filter_map(|(_, follower)| follower.gone.map(|gone| gone + LINGER)).min();
         let young = Some(self.shared.started + LINGER).filter(|end| *end > now);
-        (laggards.map(|(name, _)| name.clone()).collect(), returns.into_iter().chain(young).min())
+        let mut names: Vec<String> = laggards.map(|(name, _)| name.clone()).collect();
+        if young.is_some() {
+            names.push(UNKNOWN.to_owned());
+        }
+        (names, returns.into_iter().chain(young).min())
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, Follower>> {
         self.shared.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Forgets those who have been gone for long enough.
+fn purge(live: &mut BTreeMap<String, Follower>, now: Instant) {
+    live.retain(|_, follower| follower.gone.is_none_or(|gone| gone + LINGER > now));
 }
 
 /// One open stream.
@@ -148,6 +166,8 @@ mod tests {
         let started = Instant::now();
         assert!(subscribers.applied(Revision(9), 2 * five).await.is_empty(), "nobody follows");
         assert_eq!(started.elapsed(), LINGER, "but somebody might have come back");
+        let young = Subscribers::default();
+        assert_eq!(young.applied(Revision(9), Duration::from_secs(1)).await, [UNKNOWN]);
         let a = subscribers.open("a").unwrap();
         let b = subscribers.open("b").unwrap();
         assert!(subscribers.acknowledge("a", Revision(9)));

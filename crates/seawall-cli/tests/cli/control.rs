@@ -52,6 +52,7 @@ fn instances_come_and_go_and_followers_see_it_in_order() {
     // Resumed after the first change, the other two come again; from another store everything does.
     let from = changes[0]["revision"].as_u64().unwrap() + 1;
     let resumed = follow(&site, &format!("?store={store}&from={from}"));
+    assert_eq!(resumed.recv_timeout(Duration::from_secs(5)).unwrap().0, "resumed");
     for change in &changes[1..] {
         assert_eq!(resumed.recv_timeout(Duration::from_secs(5)).unwrap(), ("change".into(), change.clone()));
     }
@@ -147,6 +148,7 @@ fn bad_requests_get_a_clear_answer() {
         ("GET", "/v1/services/nobody", String::new(), 404, "no instance of `nobody`"),
         ("GET", "/v1/nope", String::new(), 404, "no such path"),
         ("POST", "/v1/watch/ack?subscriber=x&revision=1", String::new(), 404, "no open stream"),
+        ("POST", "/v1/watch/ack?subscriber=x&revision=1&store=y", String::new(), 409, "another store"),
         ("DELETE", "/v1/services/order/instances/a?wait=soon", String::new(), 404, ""),
         ("GET", "/v1/watch?subscriber=a%20b", String::new(), 400, "not a valid name"),
     ] {
