@@ -290,6 +290,88 @@ async fn what_may_have_arrived_is_repeated_only_when_that_is_harmless() {
 }
 
 #[tokio::test]
+async fn what_one_attempt_may_have_done_no_later_one_denies() {
+    // Breaks off after the request, and is gone for good.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_request(&mut stream).await;
+    });
+    let policy = serde_json::json!({ "retry": { "attempts": 2, "backoff": "1ms" } });
+    let proxy = Proxy::start(policy.clone(), &[addr]);
+    let answer = proxy.post("idempotency-key: 1\r\n").await;
+    assert_eq!(header(&answer, "seawall-rejected"), "connect; instance=\"api\"; sent=?1", "{answer}");
+
+    // The same, when it is the next hop's promise that comes last.
+    let hop = upstream(|mut stream, number| async move {
+        read_request(&mut stream).await;
+        if number > 0 {
+            let mark = "seawall-rejected: breaker; instance=\"api\"; sent=?0";
+            let text = format!("HTTP/1.1 503 X\r\n{mark}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
+    })
+    .await;
+    let proxy = Proxy::start(policy, &[hop]);
+    let answer = proxy.post("idempotency-key: 1\r\n").await;
+    assert_eq!(header(&answer, "seawall-rejected"), "breaker; instance=\"api\"; sent=?1", "{answer}");
+}
+
+#[tokio::test]
+async fn a_promise_about_another_service_is_no_reason_to_repeat() {
+    for (instance, requests) in [("payment", 1), ("api", 2)] {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let count = seen.clone();
+        let hop = upstream(move |mut stream, _| {
+            let count = count.clone();
+            async move {
+                while read_request(&mut stream).await.is_some() {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let mark = format!("seawall-rejected: breaker; instance=\"{instance}\"; sent=?0");
+                    let text = format!("HTTP/1.1 503 X\r\n{mark}\r\ncontent-length: 0\r\n\r\n");
+                    let _ = stream.write_all(text.as_bytes()).await;
+                }
+            }
+        })
+        .await;
+        let proxy = Proxy::start(serde_json::json!({ "retry": { "attempts": 2, "backoff": "1ms" } }), &[hop]);
+        assert_eq!(status(&proxy.post("").await), "503");
+        assert_eq!(seen.load(Ordering::SeqCst), requests, "{instance}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_off_its_own_body_speaks_against_nobody() {
+    let addr = upstream(|mut stream, _| async move {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+    })
+    .await;
+    let policy = serde_json::json!({ "breaker": { "window": "10 calls", "minimum_calls": 1 } });
+    let proxy = Proxy::start(policy, &[addr]);
+    for request in [
+        "POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        "POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n",
+        "POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\nab",
+    ] {
+        let mut stream = TcpStream::connect(proxy.addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(stream);
+    }
+    // They have to have ended before they can be judged.
+    let settled = async {
+        while proxy.trigger.waiting().to_string() != "2 listeners" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(settled).await;
+    let guards = proxy.upstreams.guards();
+    assert_eq!(guards[0].breaker.as_ref().unwrap().sums(), (0, 0, 0));
+}
+
+#[tokio::test]
 async fn an_attempt_that_hangs_is_given_up_and_the_whole_has_its_end() {
     let silent = upstream(|stream, _| async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
