@@ -101,11 +101,23 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
             None => {
-                eprintln!("seawall: {error:#}");
+                eprintln!("seawall: {}", whole(&error));
                 ExitCode::FAILURE
             }
         },
     }
+}
+
+/// An error with its causes, each said once: some of them name their own cause already.
+fn whole(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text
 }
 
 fn check(file: &std::path::Path) -> anyhow::Result<()> {

@@ -7,14 +7,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Loaded, load};
 
-/// Reads the file; without one, all defaults.
+/// Reads the file that is given, or `seawall.yaml` if there is one here; without either, all defaults.
 pub(crate) fn config(file: Option<&Path>) -> anyhow::Result<Loaded> {
-    match file {
+    let here = Path::new("seawall.yaml");
+    match file.or_else(|| here.exists().then_some(here)) {
         Some(file) => Ok(load::load(file)?),
-        None => {
-            let here = std::env::current_dir().context("there is no current directory")?;
-            Ok(Loaded { config: crate::config::Config::default(), file: here.join("seawall.yaml") })
-        }
+        None => Ok(load::nothing()?),
     }
 }
 

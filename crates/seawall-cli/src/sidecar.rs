@@ -12,7 +12,7 @@ use seawall_sidecar::app::App;
 use seawall_sidecar::{Sidecar, SidecarConfig};
 use seawall_types::{InstanceId, ServiceName};
 
-use crate::{admin, process};
+use crate::{admin, guard, process};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -107,10 +107,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn start_app(command: &[String], app: SocketAddr, outbound: SocketAddr) -> anyhow::Result<Option<App>> {
-    let Some(program) = command.first() else { return Ok(None) };
+    if command.is_empty() {
+        return Ok(None);
+    }
     let port = app.port().to_string();
-    let mut child = tokio::process::Command::new(program);
-    child.args(command[1..].iter().map(|word| word.replace("${PORT}", &port)));
+    let mut child = tokio::process::Command::new(std::env::current_exe()?);
+    // Of a group of its own, so that Ctrl-C reaches the sidecar alone, which stops the service when its turn has come.
+    child.args(guard::words(std::process::id(), true)).process_group(0);
+    child.args(command.iter().map(|word| word.replace("${PORT}", &port)));
     child.env("PORT", &port).env("SEAWALL_URL", format!("http://{outbound}"));
     Ok(Some(App::spawn(child).with_context(|| format!("cannot run `{}`", command.join(" ")))?))
 }

@@ -48,13 +48,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             let _ = process::stopped().await;
             fleet.kill_all().await;
         };
-        tokio::select! {
-            () = fleet.stop_all() => {}
-            () = hurry => {}
-        }
+        let in_order = tokio::select! {
+            () = fleet.stop_all() => true,
+            () = hurry => false,
+        };
         show.abort();
         api.abort();
         let _ = std::fs::remove_file(data.join("up.sock"));
+        anyhow::ensure!(in_order, "everything was killed, as asked; nothing was drained");
         fleet.screen().say("everything has stopped");
         Ok(())
     })

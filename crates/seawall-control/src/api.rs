@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -57,8 +58,24 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/sagas", get(sagas))
         .route("/v1/sagas/{name_or_id}", post(start_saga).get(saga))
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
+        .method_not_allowed_fallback(|| async {
+            Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())
+        })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)
+}
+
+/// A query string; one that is wrong is answered as every other mistake is.
+struct Params<T>(T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        axum::extract::Query::try_from_uri(&parts.uri)
+            .map(|query| Self(query.0))
+            .map_err(|error| bad(error.body_text()))
+    }
 }
 
 /// An answer that says what is wrong: `{"error": "..."}`.
@@ -165,7 +182,7 @@ impl App {
 async fn register(
     State(app): State<App>,
     Path((service, id)): Path<(String, String)>,
-    Query(wait): Query<Wait>,
+    Params(wait): Params<Wait>,
     body: Result<Json<Instance>, JsonRejection>,
 ) -> Result<Json<Applied>, Problem> {
     let (service, id) = names(&service, &id)?;
@@ -192,7 +209,7 @@ struct NewStatus {
 async fn set_status(
     State(app): State<App>,
     Path((service, id)): Path<(String, String)>,
-    Query(wait): Query<Wait>,
+    Params(wait): Params<Wait>,
     body: Result<Json<NewStatus>, JsonRejection>,
 ) -> Result<Json<Applied>, Problem> {
     let (service, id) = names(&service, &id)?;
@@ -203,7 +220,7 @@ async fn set_status(
 async fn deregister(
     State(app): State<App>,
     Path((service, id)): Path<(String, String)>,
-    Query(wait): Query<Wait>,
+    Params(wait): Params<Wait>,
 ) -> Result<Json<Applied>, Problem> {
     let (service, id) = names(&service, &id)?;
     let revision = app.registry.deregister(&service, &id).await?;
@@ -221,7 +238,7 @@ struct Watch {
 
 async fn watch(
     State(app): State<App>,
-    Query(watch): Query<Watch>,
+    Params(watch): Params<Watch>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let subscription = match &watch.subscriber {
         None => None,
@@ -303,7 +320,7 @@ struct Leave {
     subscriber: String,
 }
 
-async fn leave(State(app): State<App>, Query(leave): Query<Leave>) -> StatusCode {
+async fn leave(State(app): State<App>, Params(leave): Params<Leave>) -> StatusCode {
     app.registry.subscribers().leave(&leave.subscriber);
     StatusCode::NO_CONTENT
 }
@@ -317,7 +334,7 @@ struct Ack {
     store: Option<String>,
 }
 
-async fn acknowledge(State(app): State<App>, Query(ack): Query<Ack>) -> Result<StatusCode, Problem> {
+async fn acknowledge(State(app): State<App>, Params(ack): Params<Ack>) -> Result<StatusCode, Problem> {
     if ack.store.as_deref().is_some_and(|store| store != app.registry.store_id()) {
         return Err(Problem(StatusCode::CONFLICT, "this revision belongs to another store".into()));
     }
@@ -348,7 +365,7 @@ struct StartQuery {
 async fn start_saga(
     State(app): State<App>,
     Path(name): Path<String>,
-    Query(query): Query<StartQuery>,
+    Params(query): Params<StartQuery>,
     headers: HeaderMap,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Result<(StatusCode, Json<SagaView>), Problem> {
@@ -382,7 +399,7 @@ struct ListQuery {
     limit: Option<usize>,
 }
 
-async fn sagas(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<Json<Vec<SagaView>>, Problem> {
+async fn sagas(State(app): State<App>, Params(query): Params<ListQuery>) -> Result<Json<Vec<SagaView>>, Problem> {
     Ok(Json(app.runner.list(query.status, query.limit.unwrap_or(50)).await?))
 }
 

@@ -346,7 +346,10 @@ async fn prepare(
                     let detail = format!("the request's body broke off: {error}");
                     return Err(Rejection::unsent(Reason::BadRequest, upstream.guard.name.clone(), detail));
                 }
-                Err(_) => return Err(timed_out(&upstream, "while the client sent its body", false)),
+                Err(_) => {
+                    let detail = "the client did not send its body in time";
+                    return Err(Rejection::unsent(Reason::SlowClient, upstream.guard.name.clone(), detail));
+                }
             }
         } else {
             if incoming.size_hint().exact().is_none() {
@@ -369,7 +372,8 @@ async fn admit(upstream: &Arc<Upstream>, deadline: Deadline) -> Result<Admitted,
     let now = Instant::now();
     let left = deadline.at.saturating_duration_since(now);
     if left.is_zero() {
-        return Err(timed_out(upstream, "no time is left", false));
+        let name = upstream.guard.name.clone();
+        return Err(Rejection::unsent(Reason::Timeout, name, "no time is left"));
     }
     let guard = &upstream.guard;
     let permit = match &guard.breaker {
@@ -407,12 +411,12 @@ fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> R
             instead
         }
         (Ok(response), _) => response,
-        (Err(rejection), Some(fallback)) => {
+        (Err(rejection), Some(fallback)) if !rejection.reason.blames_caller() => {
             let mut response = fallback.response();
             rejection.mark(response.headers_mut());
             response
         }
-        (Err(rejection), None) => rejection.into_response(),
+        (Err(rejection), _) => rejection.into_response(),
     };
     route.filters.on_response(response.headers_mut());
     response
@@ -435,12 +439,6 @@ const fn gateway_error(status: StatusCode) -> bool {
 
 fn no_instance(service: &ServiceName, detail: &str) -> Rejection {
     Rejection::unsent(Reason::NoInstance, service.as_str().into(), detail)
-}
-
-fn timed_out(upstream: &Upstream, detail: &str, sent: bool) -> Rejection {
-    let mut rejection = Rejection::unsent(Reason::Timeout, upstream.guard.name.clone(), detail);
-    rejection.sent = sent;
-    rejection
 }
 
 impl Reason {

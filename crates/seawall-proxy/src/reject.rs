@@ -15,6 +15,8 @@ use crate::body::ResponseBody;
 pub enum Reason {
     /// The request is not one that can be passed on.
     BadRequest,
+    /// The client took too long to send its request.
+    SlowClient,
     /// No route matches.
     NoRoute,
     /// The service has no instance that is up.
@@ -35,8 +37,9 @@ impl Reason {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
+        Self::SlowClient,
         Self::NoRoute,
         Self::NoInstance,
         Self::Breaker,
@@ -50,6 +53,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad-request",
+            Self::SlowClient => "slow-client",
             Self::NoRoute => "no-route",
             Self::NoInstance => "no-instance",
             Self::Breaker => "breaker",
@@ -60,9 +64,15 @@ impl Reason {
         }
     }
 
+    /// Whether it is the caller's own doing: no fallback makes up for that.
+    pub const fn blames_caller(self) -> bool {
+        matches!(self, Self::BadRequest | Self::SlowClient)
+    }
+
     const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::SlowClient => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoInstance | Self::Breaker | Self::Bulkhead | Self::Connect => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,

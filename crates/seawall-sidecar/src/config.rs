@@ -63,6 +63,11 @@ impl<'de> Deserialize<'de> for Command {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Command, E> {
+                if text.contains(['\'', '"', '\\']) {
+                    return Err(E::custom(
+                        "quotes are not understood in a command: give a list of its words, [sh, -c, \"...\"]",
+                    ));
+                }
                 self.checked(text.split_whitespace().map(str::to_owned).collect())
             }
 

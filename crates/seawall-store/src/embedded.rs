@@ -106,7 +106,7 @@ impl Disk for File {
     }
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
-        let failed = |source| OpenError::Sqlite { path: self.path.clone(), source };
+        let failed = |error: rusqlite::Error| OpenError::Sqlite { path: self.path.clone(), why: error.to_string() };
         read(&self.connection).map_err(failed)
     }
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+const REMEDY: &str = "if it is damaged put a backup in its place, or move it away to begin anew (instances register again by \
+                      themselves; sagas that had not ended are lost)";
+
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -33,15 +36,15 @@ pub enum OpenError {
         known: i64,
     },
     /// Anything that SQLite itself says, corruption included.
-    #[error("{path} cannot be opened: {source}")]
+    #[error("{path} cannot be opened: {why}; {REMEDY}")]
     Sqlite {
         /// The file.
         path: PathBuf,
         /// What SQLite says.
-        source: rusqlite::Error,
+        why: String,
     },
     /// The file holds what Seawall never writes.
-    #[error("{path} is damaged: {what}")]
+    #[error("{path} is damaged: {what}; {REMEDY}")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -63,7 +66,7 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, OpenError> {
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
             OpenError::InUse { path: path.to_owned() }
         }
-        _ => OpenError::Sqlite { path: path.to_owned(), source },
+        _ => OpenError::Sqlite { path: path.to_owned(), why: source.to_string() },
     };
     let mut connection = Connection::open(path).map_err(failed)?;
     let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);

@@ -18,7 +18,8 @@ impl Samples {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
-        (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+        let last = sorted.len().saturating_sub(1);
+        (at(0), f64::midpoint(at(last / 2), at(last.div_ceil(2))), at(last))
     }
 
     pub(crate) fn median(&self) -> f64 {

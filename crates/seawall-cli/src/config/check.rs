@@ -56,7 +56,12 @@ impl Checker<'_> {
 
     fn at(&mut self, front: &[&str], rest: &str, what: String) {
         let path: Vec<&str> = front.iter().copied().chain(rest.split('.')).collect();
-        self.mistake(&path, what, None);
+        let hint = if what.contains("is never reached") {
+            Some("put the narrower route first, or take one of them out".to_owned())
+        } else {
+            None
+        };
+        self.mistake(&path, what, hint);
     }
 
     fn control(&mut self) {
@@ -122,6 +127,9 @@ impl Checker<'_> {
             }
             if service.replicas == 0 || service.replicas > 100 {
                 self.at(&front, "replicas", format!("`replicas` is {}, allowed is 1 to 100", service.replicas));
+            }
+            if service.port == Some(0) {
+                self.at(&front, "port", "`port` is 0: leave it out, and `seawall up` chooses a free one".into());
             }
             if service.port.is_some() && service.replicas > 1 {
                 let what = format!("{} replicas cannot share the port {}", service.replicas, service.port.unwrap_or(0));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_path_to_error::Segment;
@@ -56,9 +56,9 @@ impl ConfigError {
                     Level::NOTE.message(format!("{} is set by the environment variable {name}", mistake.path)),
                 ),
             };
-            if let Some(hint) = &mistake.hint {
-                group = group.element(Level::HELP.message(hint));
-            }
+            let hint =
+                mistake.hint.as_deref().unwrap_or("docs/configuration.md shows every key and the form of its value");
+            group = group.element(Level::HELP.message(hint));
             text += &renderer.render(&[group]).to_string();
             text.push_str("\n\n");
         }
@@ -83,21 +83,34 @@ impl ConfigError {
 /// [`ConfigError`] with every mistake; an unreadable file is one.
 pub(crate) fn load(file: &Path) -> Result<Loaded, ConfigError> {
     let name = file.display().to_string();
-    let unreadable = |error: std::io::Error| ConfigError {
-        name: name.clone(),
-        text: String::new(),
-        mistakes: vec![Mistake {
-            path: name.clone(),
-            what: format!("cannot read {name}: {error}"),
-            hint: Some("`seawall init` writes a file to begin with".into()),
-            place: Place::File(0..0),
-        }],
+    let unreadable = |error: std::io::Error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "`seawall init` writes a file to begin with",
+            std::io::ErrorKind::InvalidData => "a file of Seawall's is text in UTF-8",
+            _ => "is it the right file, and may it be read?",
+        };
+        let what = format!("cannot read {name}: {error}");
+        let mistake = Mistake { path: name.clone(), what, hint: Some(hint.into()), place: Place::File(0..0) };
+        ConfigError { name: name.clone(), text: String::new(), mistakes: vec![mistake] }
     };
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
     let absolute = std::path::absolute(file).map_err(unreadable)?;
+    finish(name, text, absolute)
+}
+
+/// As if there were an empty file here.
+///
+/// # Errors
+/// [`ConfigError`] for what the environment sets.
+pub(crate) fn nothing() -> Result<Loaded, ConfigError> {
+    let file = Path::new("seawall.yaml");
+    finish("the environment".into(), String::new(), std::path::absolute(file).unwrap_or_else(|_| file.to_owned()))
+}
+
+fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
     let variables = std::env::vars().filter(|(name, _)| name.starts_with(PREFIX));
     match read(&text, variables) {
-        Ok(config) => Ok(Loaded { config, file: absolute }),
+        Ok(config) => Ok(Loaded { config, file }),
         Err(mistakes) => Err(ConfigError { name, text, mistakes }),
     }
 }
@@ -106,15 +119,24 @@ const PREFIX: &str = "SEAWALL__";
 
 /// Text and variables to a configuration, or to all mistakes in their order.
 pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
-    let mut tree = tree::parse(text).map_err(|error| {
+    let (mut tree, twice) = tree::parse(text).map_err(|error| {
         let path = "the file".to_owned();
-        vec![Mistake { path, what: format!("not YAML: {}", error.what), hint: None, place: Place::File(error.at) }]
+        let hint = Some("look at the indentation, quotes and brackets here and just above".to_owned());
+        vec![Mistake { path, what: format!("not YAML: {}", error.what), hint, place: Place::File(error.at) }]
     })?;
     for (name, value) in variables {
         let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_owned).collect();
         tree.set(&path, Node::from_environment(&name, &value));
     }
-    let mut mistakes = Vec::new();
+    let mut mistakes: Vec<Mistake> = twice
+        .into_iter()
+        .map(|twice| Mistake {
+            path: "the file".into(),
+            what: twice.what,
+            hint: Some("keep one of the two; here the first was looked at".into()),
+            place: Place::File(twice.at),
+        })
+        .collect();
     let config = loop {
         match serde_path_to_error::deserialize::<_, Config>(tree.to_value()) {
             Ok(config) => break Some(config),
@@ -213,8 +235,27 @@ fn describe(message: &str) -> String {
         (Some(at), _) | (None, Some(at)) if message.starts_with("unknown") => {
             message[..at].replacen("unknown field", "unknown key", 1)
         }
-        _ => message.replacen("missing field", "missing key", 1),
+        _ => plain(&message.replacen("missing field", "missing key", 1)),
     }
+}
+
+/// serde speaks of Rust's types; people do not.
+fn plain(message: &str) -> String {
+    let Some((front, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let plain = match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "a string" => "a text",
+        "a sequence" => "a list",
+        "a map" => "a block of keys",
+        "a boolean" => "true or false",
+        _ if expected.starts_with("struct ") => "a block of keys",
+        _ if expected.starts_with("enum ") || expected.contains("single key") => "one `name: value`",
+        _ => expected,
+    };
+    let front = front.replace("invalid type: ", "").replace("invalid value: ", "").replace("unit value", "nothing");
+    format!("{front}expected {plain}").replace("string \"", "the text \"")
 }
 
 fn hint(message: &str, node: &Node) -> Option<String> {
@@ -225,11 +266,25 @@ fn hint(message: &str, node: &Node) -> Option<String> {
             None => format!("known here: {}", expected.join(", ")),
         });
     }
-    if let Kind::Scalar(value) = &node.kind
-        && message.contains("expected a string")
-        && !value.is_string()
-    {
-        return Some(format!("put it in quotes: \"{value}\""));
+    if let Kind::Scalar(value) = &node.kind {
+        if message.contains("expected a string") && !value.is_string() {
+            return Some(format!("put it in quotes: \"{value}\""));
+        }
+        if message.contains("expected a duration") && value.is_number() {
+            return Some(format!("write the unit: `{value}s` or `{value}ms`"));
+        }
+        if message.contains("number of calls") && value.is_number() {
+            return Some(format!("write `{value} calls`"));
+        }
+        if message.contains("socket address") {
+            return Some("write an address and a port: `127.0.0.1:8080`, or `0.0.0.0:8080` for every interface".into());
+        }
+        if message.contains("not a duration") {
+            return Some("the units are ms, s, m, h and d: `250ms`, `5s`, `1m 30s`".into());
+        }
+    }
+    if let Some(field) = quoted(message, "missing field `") {
+        return Some(format!("add `{field}: ...` to this block"));
     }
     None
 }

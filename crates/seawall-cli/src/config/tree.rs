@@ -48,9 +48,10 @@ pub(crate) struct SyntaxError {
 /// Nobody nests deeper by intention.
 const DEPTH: usize = 64;
 
-/// Reads one document; an empty one is an empty map.
-pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
-    let mut reader = Reader { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0 };
+/// Reads one document; an empty one is an empty map. Of a key that stands twice the first counts, and the second is named.
+pub(crate) fn parse(text: &str) -> Result<(Node, Vec<SyntaxError>), SyntaxError> {
+    let mut reader =
+        Reader { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, twice: Vec::new() };
     let mut root = None;
     while let Some((event, span)) = reader.event()? {
         match event {
@@ -63,16 +64,18 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
         }
     }
     let empty = || Node { place: Place::File(0..0), kind: Kind::Map(Vec::new()), removed: Vec::new() };
-    Ok(match root {
+    let root = match root {
         Some(Node { kind: Kind::Scalar(Value::Null), .. }) | None => empty(),
         Some(root) => root,
-    })
+    };
+    Ok((root, reader.twice))
 }
 
 struct Reader<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
+    twice: Vec<SyntaxError>,
 }
 
 impl<'a> Reader<'a> {
@@ -134,11 +137,12 @@ impl<'a> Reader<'a> {
                 (Event::Scalar(name, ..), span) => (name.into_owned(), range(span)),
                 (_, span) => return Err(SyntaxError { at: range(span), what: "a key must be a plain text".into() }),
             };
-            if entries.iter().any(|(key, _)| key.name == name) {
-                return Err(SyntaxError { at, what: format!("the key `{name}` stands here twice") });
-            }
             let (event, span) = self.expect()?;
             let value = self.node(event, span, depth + 1)?;
+            if entries.iter().any(|(key, _)| key.name == name) {
+                self.twice.push(SyntaxError { at, what: format!("the key `{name}` stands here twice") });
+                continue;
+            }
             entries.push((Key { name, place: Place::File(at) }, value));
         }
     }
@@ -281,18 +285,17 @@ mod tests {
     #[test]
     fn values_are_those_of_yaml_1_2() {
         let text = "a: 1\nb: [x, 'y', \"2\", yes, null, 1.5, -3, 0x1, .inf, 1e3]\nc: &k {d: true}\ne: *k\nf: |\n  t\n";
-        let value = parse(text).unwrap().to_value();
+        let value = parse(text).unwrap().0.to_value();
         let list = json!(["x", "y", "2", "yes", null, 1.5, -3, "0x1", ".inf", 1000.0]);
         assert_eq!(value, json!({ "a": 1, "b": list, "c": { "d": true }, "e": { "d": true }, "f": "t\n" }));
         for empty in ["", "# nothing\n", "---\n", "~"] {
-            assert_eq!(parse(empty).unwrap().to_value(), json!({}), "{empty:?}");
+            assert_eq!(parse(empty).unwrap().0.to_value(), json!({}), "{empty:?}");
         }
     }
 
     #[test]
     fn what_is_no_yaml_is_refused_at_its_place() {
         for (text, what) in [
-            ("a: 1\na: 2\n", "twice"),
             ("a: [1\n", ""),
             ("a: b: c\n", ""),
             ("{[a]: 1}", "plain text"),
@@ -302,12 +305,14 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.what.contains(what), "{text:?}: {}", error.what);
         }
+        let (tree, twice) = parse("a: 1\na: 2\nb: 3\nb: 4\n").unwrap();
+        assert_eq!((tree.to_value(), twice.len()), (json!({ "a": 1, "b": 3 }), 2));
         assert!(parse(&format!("a: {}", "[".repeat(500))).is_err());
     }
 
     #[test]
     fn variables_reach_deep_values() {
-        let mut tree = parse("gateways:\n  my-web: {listen: 'a', routes: [{id: x}]}\n").unwrap();
+        let mut tree = parse("gateways:\n  my-web: {listen: 'a', routes: [{id: x}]}\n").unwrap().0;
         let set = |tree: &mut Node, path: &[&str], text: &str| {
             let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
             tree.set(&path, Node::from_environment("V", text));

@@ -17,11 +17,13 @@ pub(crate) struct Spec {
     pub(crate) command: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) dir: PathBuf,
+    /// May start processes of its own.
+    pub(crate) group: bool,
     /// How long it may take to stop before it is killed.
     pub(crate) patience: Duration,
     /// What a person opens.
     pub(crate) open: Option<String>,
-    /// Where `/readyz` is answered, for what has one.
+    /// Where `/healthz` is answered, for what has one.
     pub(crate) ready: Option<SocketAddr>,
 }
 
@@ -53,6 +55,7 @@ impl Plan {
             command,
             env: BTreeMap::new(),
             dir: loaded.base().to_owned(),
+            group: false,
             patience,
             open: None,
             ready: None,
@@ -90,6 +93,7 @@ impl Plan {
                 let port = app_addr.port().to_string();
                 let words = run.0.iter().map(|word| word.replace("${PORT}", &port)).collect();
                 let mut app = spec(id.clone(), words, Duration::from_secs(10));
+                app.group = true;
                 app.env = service.env.clone();
                 app.env.insert("PORT".into(), port);
                 app.env.insert("SEAWALL_URL".into(), format!("http://{outbound}"));

@@ -1,19 +1,23 @@
 //! Keeping the processes running, and taking them down in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use seawall_discovery::Control;
 use seawall_types::{ServiceName, Snapshot, Status};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::plan::{Plan, Replica, Spec};
 use super::screen::Screen;
+use crate::guard;
 use crate::sidecar::terminate;
 
 /// The first pause before a process that died is started again; it doubles.
@@ -24,6 +28,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const STABLE: Duration = Duration::from_secs(10);
 /// How long a service may take to become healthy before a rolling restart gives up.
 const HEALTHY: Duration = Duration::from_secs(60);
+
+/// How long a part may take to say that it is well.
+const ANSWER: Duration = Duration::from_millis(800);
 
 /// What a process should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +114,7 @@ impl Process {
     fn spawn(&self, screen: &Screen) -> std::io::Result<Child> {
         let spec = &self.spec;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("guard").arg(std::process::id().to_string()).arg("--").args(&spec.command);
+        command.args(guard::words(std::process::id(), spec.group)).args(&spec.command);
         command.envs(&spec.env).current_dir(&spec.dir).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Of its own group, so that Ctrl-C reaches us alone and we stop it when its turn has come.
@@ -124,6 +131,17 @@ impl Process {
 
     /// Waits for its end, and brings it about when that is wanted. Says whether it was.
     async fn wait(&self, child: &mut Child, wanted: &mut watch::Receiver<Wanted>, screen: &Screen) -> bool {
+        let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let asked = self.wait_for_leader(child, wanted, screen).await;
+        // Whatever the service has started belongs to its group, and goes with it.
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+        let _ = child.wait().await;
+        asked
+    }
+
+    async fn wait_for_leader(&self, child: &mut Child, wanted: &mut watch::Receiver<Wanted>, screen: &Screen) -> bool {
         let name = &self.spec.name;
         let ended = tokio::select! {
             ended = child.wait() => Some(ended),
@@ -139,18 +157,12 @@ impl Process {
                 terminate(pid);
             }
             tokio::select! {
-                ended = tokio::time::timeout(self.spec.patience, child.wait()) => match ended {
-                    Ok(_) => return true,
-                    Err(_) => screen.say(&format!("{name} did not stop within {:?} and is killed", self.spec.patience)),
+                ended = tokio::time::timeout(self.spec.patience, child.wait()) => if ended.is_err() {
+                    screen.say(&format!("{name} did not stop within {:?} and is killed", self.spec.patience));
                 },
                 _ = wanted.wait_for(|wanted| *wanted == Wanted::Kill) => {}
             }
         }
-        // The whole group: a service may have children of its own.
-        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-        }
-        let _ = child.wait().await;
         true
     }
 }
@@ -210,7 +222,7 @@ impl Pair {
 #[derive(Debug)]
 pub(crate) struct Fleet {
     screen: Screen,
-    control_addr: std::net::SocketAddr,
+    control_addr: SocketAddr,
     control: Process,
     gateways: Vec<Process>,
     services: BTreeMap<ServiceName, Vec<Pair>>,
@@ -226,7 +238,7 @@ pub(crate) struct Row {
     pub(crate) status: String,
     pub(crate) pid: Option<u32>,
     pub(crate) restarts: u32,
-    pub(crate) admin: Option<std::net::SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
     pub(crate) open: Option<String>,
 }
 
@@ -318,11 +330,13 @@ impl Fleet {
     pub(crate) async fn start_service(&self, name: &str) -> Result<(), String> {
         let pairs = self.service(name)?;
         let _one = self.changing.lock().await;
+        // A service that was killed may still be registered where it was.
+        let stale = self.look().await.unwrap_or_default();
         for pair in pairs {
             pair.start();
         }
         for pair in pairs {
-            self.healthy(name, &pair.id).await?;
+            self.healthy(name, &pair.id, &stale).await?;
         }
         Ok(())
     }
@@ -333,16 +347,21 @@ impl Fleet {
         let _one = self.changing.lock().await;
         for pair in pairs {
             pair.stop(Wanted::Stop).await;
+            let stale = self.look().await.unwrap_or_default();
             pair.start();
-            self.healthy(name, &pair.id).await?;
+            self.healthy(name, &pair.id, &stale).await?;
         }
         Ok(())
     }
 
-    async fn healthy(&self, service: &str, id: &str) -> Result<(), String> {
-        let up = |snapshot: &Snapshot| {
-            snapshot.instances(service).iter().any(|i| i.id.as_str() == id && i.status == Status::Up)
+    /// Waits until an instance is up at another address than in `stale`.
+    async fn healthy(&self, service: &str, id: &str, stale: &Snapshot) -> Result<(), String> {
+        let find = |snapshot: &Snapshot| {
+            let found = snapshot.instances(service).iter().find(|i| i.id.as_str() == id && i.status == Status::Up);
+            found.map(seawall_types::Instance::addr)
         };
+        let before = stale.instances(service).iter().find(|i| i.id.as_str() == id).map(seawall_types::Instance::addr);
+        let up = |snapshot: &Snapshot| find(snapshot).is_some_and(|addr| Some(addr) != before);
         let wait = async {
             loop {
                 if self.look().await.is_some_and(|snapshot| up(&snapshot)) {
@@ -357,7 +376,7 @@ impl Fleet {
 
     /// Asks control for the fleet.
     async fn look(&self) -> Option<Snapshot> {
-        let control = seawall_discovery::Control::new([self.control_addr]);
+        let control = Control::new([self.control_addr]);
         let asked = control.send(http::Method::GET, "/v1/services", Vec::new(), Duration::from_secs(1)).await;
         let snapshot: Snapshot = serde_json::from_slice(&asked.ok()?).ok()?;
         self.seen().clone_from(&snapshot);
@@ -370,28 +389,26 @@ impl Fleet {
 
     /// What runs, where, and how it is.
     pub(crate) async fn rows(&self) -> Vec<Row> {
-        let snapshot = self.look().await;
-        let row = |process: &Process, status: String| {
+        let (snapshot, answering) = tokio::join!(self.look(), self.answering());
+        let row = |process: &Process, status: &str| {
             let state = process.state.borrow().clone();
+            let silent = process.spec.ready.is_some_and(|addr| !answering.contains(&addr));
+            let status = match state.pid {
+                None => "stopped",
+                Some(_) if silent => "no answer",
+                Some(_) => status,
+            };
             Row {
                 name: process.spec.name.clone(),
-                status: if state.pid.is_none() { "stopped".into() } else { status },
+                status: status.to_owned(),
                 pid: state.pid,
                 restarts: state.restarts,
                 admin: process.spec.ready,
                 open: process.spec.open.clone(),
             }
         };
-        let mut rows = Vec::new();
-        let control = if snapshot.is_some() { "healthy" } else { "starting" };
-        rows.push(row(&self.control, control.into()));
-        for gateway in &self.gateways {
-            let ready = match gateway.spec.ready {
-                Some(addr) => tokio::net::TcpStream::connect(addr).await.is_ok(),
-                None => false,
-            };
-            rows.push(row(gateway, if ready { "healthy" } else { "starting" }.into()));
-        }
+        let mut rows = vec![row(&self.control, "healthy")];
+        rows.extend(self.gateways.iter().map(|gateway| row(gateway, "healthy")));
         let snapshot = snapshot.unwrap_or_else(|| self.seen().clone());
         for (service, pairs) in &self.services {
             for pair in pairs {
@@ -401,11 +418,24 @@ impl Fleet {
                     Some(other) => other.to_string(),
                     None => "unregistered".to_owned(),
                 };
-                rows.push(row(&pair.app, status));
-                rows.push(row(&pair.sidecar, "running".into()));
+                rows.push(row(&pair.app, &status));
+                rows.push(row(&pair.sidecar, "healthy"));
             }
         }
         rows
+    }
+
+    /// Which of those that can be asked say that they are well; all are asked at once.
+    async fn answering(&self) -> BTreeSet<SocketAddr> {
+        let mut asked = JoinSet::new();
+        for addr in self.processes().iter().filter_map(|process| process.spec.ready) {
+            asked.spawn(async move {
+                let asked = Control::new([addr]);
+                let answer = asked.send(http::Method::GET, "/healthz", Vec::new(), ANSWER).await;
+                answer.ok().map(|_| addr)
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
     }
 }
 
@@ -422,7 +452,7 @@ pub(crate) async fn show(fleet: Arc<Fleet>) {
 pub(crate) fn table(rows: &[Row], brief: bool) -> String {
     let mut text = format!("{:<24} {:<13} {:>8} {:>9}  {}", "PROCESS", "STATUS", "PID", "RESTARTS", "OPEN");
     for row in rows {
-        if brief && row.name.ends_with(" sidecar") && row.status == "running" {
+        if brief && row.name.ends_with(" sidecar") && row.status == "healthy" {
             continue;
         }
         let pid = row.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());

@@ -146,6 +146,8 @@ fn bad_requests_get_a_clear_answer() {
         ("PUT", "/v1/services/order/instances/a/status", r#"{"status":"up"}"#.into(), 404, "not registered"),
         ("PUT", "/v1/services/order/instances/a/status", r#"{"status":"ill"}"#.into(), 422, "unknown variant"),
         ("GET", "/v1/services/nobody", String::new(), 404, "no instance of `nobody`"),
+        ("POST", "/v1/services", String::new(), 405, "other methods"),
+        ("GET", "/v1/sagas?status=ill", String::new(), 400, "unknown variant"),
         ("GET", "/v1/nope", String::new(), 404, "no such path"),
         ("POST", "/v1/watch/ack?subscriber=x&revision=1", String::new(), 404, "no open stream"),
         ("POST", "/v1/watch/ack?subscriber=x&revision=1&store=y", String::new(), 409, "another store"),
@@ -153,6 +155,7 @@ fn bad_requests_get_a_clear_answer() {
         ("GET", "/v1/watch?subscriber=a%20b", String::new(), 400, "not a valid name"),
     ] {
         let answer = send(site.control, method, path, &[], &body);
+        assert!(answer.json()["error"].is_string(), "{answer:?}");
         assert!(answer.status == status && answer.body.contains(says), "{method} {path}: {answer:?}");
     }
 }

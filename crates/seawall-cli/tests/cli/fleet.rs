@@ -37,7 +37,7 @@ fn pid(site: &Site, name: &str) -> u32 {
 fn healthy(site: &Site) {
     until("everything is healthy", || {
         let rows = rows(site);
-        rows.len() == 6 && rows.iter().all(|row| row["status"] == "healthy" || row["status"] == "running")
+        rows.len() == 6 && rows.iter().all(|row| row["status"] == "healthy")
     });
 }
 
@@ -113,6 +113,73 @@ fn kill_9_of_up_leaves_nothing_running() {
     let again = site.start(&["up", "seawall.yaml"]);
     healthy(&site);
     assert!(again.stop().success());
+}
+
+/// A service that is a shell with a child of its own, as `npm start` is.
+const NESTED: &str = "
+control: { listen: CONTROL }
+services:
+  web:
+    run: [sh, -c, 'echo $$ > shell.pid; python3 -m http.server $PORT --bind 127.0.0.1 & echo $! > inner.pid; wait']
+";
+
+#[test]
+fn what_a_service_has_started_goes_with_it() {
+    let site = Site::new(NESTED);
+    let inner = || {
+        let text = std::fs::read_to_string(site.dir.path().join("inner.pid")).unwrap_or_default();
+        text.trim().parse::<u32>().unwrap_or(0)
+    };
+    let up = site.start(&["up", "seawall.yaml"]);
+    let up_and_well = || rows(&site).iter().filter(|row| row["status"] == "healthy").count() == 3;
+    until("it is healthy", up_and_well);
+    let mut before = inner();
+    for victim in ["web-1", "shell"] {
+        let shell = || std::fs::read_to_string(site.dir.path().join("shell.pid")).unwrap().trim().parse().unwrap();
+        signal(if victim == "shell" { shell() } else { pid(&site, victim) }, Signal::KILL);
+        until("the inner process goes with it", || !alive(before));
+        until("it is started again and healthy", || ![0, before].contains(&inner()) && up_and_well());
+        before = inner();
+    }
+    up.kill();
+    until("the inner process goes with `up`", || !alive(before));
+
+    let up = site.start(&["up", "seawall.yaml"]);
+    until("it is healthy", up_and_well);
+    before = inner();
+    assert!(up.stop().success());
+    assert!(!alive(before), "a clean stop leaves nothing");
+}
+
+#[test]
+fn start_waits_for_the_new_process() {
+    let site = Site::new(&FILE.replace("replicas: 2", "replicas: 1").replace(
+        "run: 'python3 -m http.server ${PORT} --bind 127.0.0.1'",
+        "run: [sh, -c, 'sleep 1; exec python3 -m http.server $PORT --bind 127.0.0.1']",
+    ));
+    let _up = site.start(&["up", "seawall.yaml"]);
+    until("it serves", || get(site.gateway, "/pages/").status == 200);
+    assert!(site.run(&["stop", "pages", "--kill"]).status.success());
+    // It is still registered where it was; that is not what is asked for.
+    assert!(site.run(&["start", "pages"]).status.success());
+    assert_eq!(get(site.gateway, "/pages/").status, 200);
+}
+
+#[test]
+fn status_tells_who_does_not_answer() {
+    let site = Site::new(FILE);
+    let _up = site.start(&["up", "seawall.yaml"]);
+    healthy(&site);
+    let gateway = pid(&site, "gateway public");
+    signal(gateway, Signal::STOP);
+    let status = |name: &str| {
+        let rows = rows(&site);
+        rows.iter().find(|row| row["name"] == name).unwrap()["status"].as_str().unwrap().to_owned()
+    };
+    until("the gateway is seen to be silent", || status("gateway public") == "no answer");
+    assert_eq!(status("control"), "healthy");
+    signal(gateway, Signal::CONT);
+    healthy(&site);
 }
 
 #[test]
@@ -204,6 +271,32 @@ fn a_sidecar_runs_a_service_registers_it_and_takes_it_out() {
     assert!(sidecar.stop().success());
     assert_eq!(get(site.control, "/v1/services/pages").json()["instances"], serde_json::json!([]));
     assert_eq!(get(app, "/").status, 0, "the service was stopped too");
+}
+
+#[test]
+fn a_killed_sidecar_takes_its_service_along() {
+    let site = Site::new(FILE);
+    let _control = site.control();
+    let app = free_addr();
+    let script = "echo $$ > app.pid; python3 -m http.server $PORT --bind 127.0.0.1 & echo $! > inner.pid; wait";
+    let sidecar = site.start(&[
+        "sidecar",
+        "--service",
+        "pages",
+        "--app",
+        &app.to_string(),
+        "--config",
+        "seawall.yaml",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    until("the service answers", || get(app, "/").status == 200);
+    let pid = |name: &str| std::fs::read_to_string(site.dir.path().join(name)).unwrap().trim().parse().unwrap();
+    let (outer, inner): (u32, u32) = (pid("app.pid"), pid("inner.pid"));
+    sidecar.kill();
+    until("all of it has ended", || !alive(outer) && !alive(inner));
 }
 
 #[test]

@@ -57,7 +57,7 @@ sagas:
         ("gateways.public.routes.1.match", "match", "is never reached: route `all`"),
         ("gateways.public.routes.1.to", "ordr", "did you mean `order`?"),
         ("gateways.public.routes.1.filters.0", "", "did you mean `strip_prefix`?"),
-        ("gateways.public.routes.1.filters.1.strip_prefix", "many", "expected u8"),
+        ("gateways.public.routes.1.filters.1.strip_prefix", "many", "from 0 to 255"),
         ("gateways.public.routes.2", "", "missing key `id`"),
         ("services.order.port", "9000", "cannot share the port"),
         ("sagas.buy.steps.0.call", "FETCH order/x", "not one of GET"),
