@@ -84,7 +84,7 @@ impl Shop {
         let dir = process::root().join("target/demo");
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
-        let (gateway, control) = (process::free_port()?, process::free_port()?);
+        let [gateway, control] = process::free_ports()?;
         let path = |name: &str| dir.join(name).display().to_string();
         let env = vec![
             ("SEAWALL__CONTROL__DATA".to_owned(), path("data")),
@@ -92,12 +92,16 @@ impl Shop {
             ("SEAWALL__GATEWAYS__PUBLIC__LISTEN".to_owned(), format!("127.0.0.1:{gateway}")),
             ("SHOP_DATA".to_owned(), path("shop")),
         ];
-        let log = std::fs::File::create(dir.join("up.log"))?;
-        let mut command = seawall(&env);
-        command.args(["up", FILE]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let up = Running::spawn("seawall up", &mut command)?;
+        let up = Self::up(&dir, &env)?;
         let http = |port| Http::new(format!("http://127.0.0.1:{port}"));
         Ok(Self { up, dir, env, gateway: http(gateway), control: http(control) })
+    }
+
+    fn up(dir: &Path, env: &[(String, String)]) -> anyhow::Result<Running> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("up.log"))?;
+        let mut command = seawall(env);
+        command.args(["up", FILE]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Running::spawn("seawall up", &mut command)
     }
 
     /// Runs the CLI against this shop.
@@ -122,7 +126,7 @@ impl Shop {
     }
 
     /// Waits until every process is as it should be.
-    async fn healthy(&self) -> anyhow::Result<()> {
+    async fn healthy(&mut self) -> anyhow::Result<()> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             if let Ok(rows) = self.rows().await {
@@ -131,6 +135,7 @@ impl Shop {
                     return Ok(());
                 }
             }
+            ensure!(!self.up.has_ended(), "`seawall up` has ended by itself");
             ensure!(Instant::now() < end, "the shop did not become healthy; see {}", self.log().display());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -249,6 +254,9 @@ async fn stages(shop: &mut Shop) -> anyhow::Result<Vec<Row>> {
     say("5. a rolling restart of all order replicas under traffic");
     rows.extend(rolling_restart(shop).await?);
 
+    say("6. everything is killed with -9 in the middle of running sagas, and started again after a while");
+    rows.push(everything_killed(shop).await?);
+
     say("audit");
     shop.settled().await?;
     let counts: Vec<(&str, usize)> = {
@@ -294,7 +302,7 @@ async fn ordinary(shop: &Shop) -> anyhow::Result<Row> {
     Ok(Row::new("ordinary orders", &answers, seen))
 }
 
-async fn replica_killed(shop: &Shop) -> anyhow::Result<Row> {
+async fn replica_killed(shop: &mut Shop) -> anyhow::Result<Row> {
     let victim = shop.pid("payment-1").await?;
     let kill = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -335,9 +343,12 @@ async fn payment_stopped(shop: &Shop) -> anyhow::Result<Vec<Row>> {
     // The breaker needs traffic: to open, to probe and to close.
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let orders = load::run(&shop.gateway, 5, 40, plain_order("stopped"));
+    // Many at once, so that some charges are under way in the very moment.
+    let crowd = load::run(&shop.gateway, 0, 150, plain_order("crowd"));
     let cards = load::until(&shop.gateway, 50, async { drop(until_over.await) }, card);
     let faults = async {
         let result = async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
             let stopped = Instant::now();
             shop.seawall(&["stop", "payment", "--kill"]).await?;
             wait_for("open", 10).await?;
@@ -353,7 +364,8 @@ async fn payment_stopped(shop: &Shop) -> anyhow::Result<Vec<Row>> {
         let _ = over.send(());
         result
     };
-    let (orders, cards, faults) = tokio::join!(orders, cards, faults);
+    let (mut orders, crowd, cards, faults) = tokio::join!(orders, crowd, cards, faults);
+    orders.extend(crowd);
     let (opened, open) = faults?;
     let fallback = open.iter().filter(|a| a.body.contains("payment is unavailable") && a.rejected.is_some()).count();
     ensure!(fallback == open.len(), "{} of {} callers got the fallback", fallback, open.len());
@@ -388,7 +400,7 @@ async fn payment_stopped(shop: &Shop) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-async fn control_killed(shop: &Shop) -> anyhow::Result<Vec<Row>> {
+async fn control_killed(shop: &mut Shop) -> anyhow::Result<Vec<Row>> {
     let victim = shop.pid("control").await?;
     let before = recovered(&shop.log());
     let kill = async {
@@ -419,6 +431,40 @@ async fn control_killed(shop: &Shop) -> anyhow::Result<Vec<Row>> {
         Row::new("control killed: catalogue", &products, String::new()),
         Row::new("  orders", &orders, format!("{confirmed} confirmed; {taken_up} sagas taken up by the next control")),
     ])
+}
+
+/// The machine loses power, as it were: nobody can tell anybody anything. Longer away than some steps have patience.
+async fn everything_killed(shop: &mut Shop) -> anyhow::Result<Row> {
+    let before = recovered(&shop.log());
+    let pids: Vec<u32> = shop.rows().await?.iter().filter_map(|row| u32::try_from(row["pid"].as_u64()?).ok()).collect();
+    let up = shop.up.id();
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        process::signal(up, Signal::KILL)?;
+        for pid in pids {
+            // Some have ended with their supervisor already.
+            let _ = process::signal(pid, Signal::KILL);
+        }
+        anyhow::Ok(())
+    };
+    let (orders, killed) = tokio::join!(load::run(&shop.gateway, 0, 150, plain_order("power")), kill);
+    killed?;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    shop.up = Shop::up(&shop.dir, &shop.env)?;
+    shop.healthy().await?;
+    shop.settled().await?;
+    let taken_up = recovered(&shop.log()) - before;
+    ensure!(taken_up > 0, "no saga was under way when everything was killed");
+    // Who was cut off asks again, with the same key, and learns what became of the order.
+    let again = load::run(&shop.gateway, 50, 150, plain_order("power")).await;
+    no_errors("orders asked for again", &again)?;
+    let (confirmed, cancelled) = (count(&again, "confirmed", ""), count(&again, "cancelled", ""));
+    ensure!(confirmed + cancelled == 150, "{confirmed} confirmed and {cancelled} cancelled are not 150");
+    let cut_off = orders.iter().filter(|answer| answer.is_error()).count();
+    let seen = format!(
+        "{cut_off} clients cut off; {taken_up} sagas taken up; asked again: {confirmed} confirmed, {cancelled} undone"
+    );
+    Ok(Row::new("everything killed: asked again", &again, seen))
 }
 
 /// How many sagas control has taken up, by its own word.
@@ -468,11 +514,11 @@ fn say(text: &str) {
 }
 
 fn print_table(rows: &[Row]) {
-    println!("\n{:<28} {:>8} {:>7} {:>9} {:>9}  seen", "stage", "requests", "failed", "p50 ms", "p99 ms");
+    println!("\n{:<30} {:>8} {:>7} {:>9} {:>9}  seen", "stage", "requests", "failed", "p50 ms", "p99 ms");
     for row in rows {
         let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
         println!(
-            "{:<28} {:>8} {:>7} {:>9.1} {:>9.1}  {}",
+            "{:<30} {:>8} {:>7} {:>9.1} {:>9.1}  {}",
             row.what,
             row.requests,
             row.failed,

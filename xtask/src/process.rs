@@ -35,6 +35,11 @@ impl Running {
         Self { child, name: name.to_owned() }
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -67,14 +72,16 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
     rustix::process::kill_process(pid, signal).with_context(|| format!("cannot signal process {raw}"))
 }
 
-/// A port of 127.0.0.1 that nobody uses at the moment.
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    // Below the range that outgoing connections are given ports from.
-    for _ in 0..100 {
-        let port = fastrand::u16(10_000..19_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
+/// Ports of 127.0.0.1 that nobody uses at the moment, each another.
+pub(crate) fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+    // Below the range that outgoing connections are given ports from; held until all are found.
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        if held.len() == N {
+            break;
         }
+        held.extend(std::net::TcpListener::bind(("127.0.0.1", fastrand::u16(10_000..19_000))));
     }
-    anyhow::bail!("no free port")
+    let ports: Vec<u16> = held.iter().map(|l| Ok(l.local_addr()?.port())).collect::<std::io::Result<_>>()?;
+    ports.try_into().map_err(|_| anyhow::anyhow!("no free ports"))
 }

@@ -230,7 +230,7 @@ struct Control {
 
 impl Control {
     fn start(dir: &Path, upstreams: &[String]) -> anyhow::Result<Self> {
-        let (listen, gateway) = (process::free_port()?, process::free_port()?);
+        let [listen, gateway] = process::free_ports()?;
         let file = dir.join("seawall.yaml");
         std::fs::write(
             &file,
@@ -280,7 +280,7 @@ fn gateway(dir: &Path, control: &Control) -> anyhow::Result<Case> {
 }
 
 fn nginx(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
-    let port = process::free_port()?;
+    let [port] = process::free_ports()?;
     let servers: String = upstreams.iter().map(|addr| format!("server {addr};\n")).collect();
     let config = dir.join("nginx.conf");
     let tmp = dir.display();
@@ -302,7 +302,7 @@ fn nginx(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
 }
 
 fn haproxy(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
-    let port = process::free_port()?;
+    let [port] = process::free_ports()?;
     let servers = upstreams.iter().enumerate();
     let servers: String = servers.map(|(n, addr)| format!("    server s{n} {addr} pool-max-conn 256\n")).collect();
     let config = dir.join("haproxy.cfg");
