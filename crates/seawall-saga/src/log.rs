@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, Row, params};
-use seawall_store::group_commit;
+use seawall_store::group_commit::{self, AskError};
 use seawall_store::sqlite::{self, OpenError};
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use crate::engine::{Event, Millis, Status};
 use crate::plan::Plan;
@@ -96,8 +95,6 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// How long a write waits for its turn, and then for the disk.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing is due by itself; this is only how often the thread looks up.
 const TICK: Duration = Duration::from_secs(60);
 
@@ -203,17 +200,12 @@ impl Log {
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Job) -> Result<T, LogError> {
-        let (reply, answer) = oneshot::channel();
-        match timeout(PATIENCE, self.jobs.send(job(reply))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(LogError::Unavailable("the log is closed".into())),
-            Err(_) => return Err(LogError::Unavailable(format!("its queue has been full for {PATIENCE:?}"))),
-        }
-        match timeout(PATIENCE, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(LogError::Unknown("the writer thread died".into())),
-            Err(_) => Err(LogError::Unknown(format!("the disk has not answered for {PATIENCE:?}"))),
-        }
+        self.jobs.ask(job).await.unwrap_or_else(|error| {
+            Err(match error {
+                AskError::NotQueued(why) => LogError::Unavailable(why),
+                AskError::Unanswered(why) => LogError::Unknown(why),
+            })
+        })
     }
 }
 

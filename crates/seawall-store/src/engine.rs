@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use seawall_types::Revision;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
 
-use crate::group_commit;
+use crate::group_commit::{self, AskError};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
@@ -24,9 +23,6 @@ pub(crate) const HISTORY: usize = 16_384;
 const TICK: Duration = Duration::from_millis(100);
 /// A gap between two looks that means that this process itself was paused.
 const PAUSE: Duration = Duration::from_millis(1000);
-
-/// How long a write waits for its turn, and then for the disk.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where changes are made durable.
 pub(crate) trait Disk: Send + 'static {
@@ -197,17 +193,12 @@ impl Engine {
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, CommitError> {
-        let (reply, answer) = oneshot::channel();
-        match timeout(PATIENCE, self.jobs.send(job(reply))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(CommitError::Unavailable("the store is closed".into())),
-            Err(_) => return Err(CommitError::Unavailable(format!("its queue has been full for {PATIENCE:?}"))),
-        }
-        match timeout(PATIENCE, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(CommitError::Unknown("the writer thread died".into())),
-            Err(_) => Err(CommitError::Unknown(format!("the disk has not answered for {PATIENCE:?}"))),
-        }
+        self.jobs.ask(job).await.unwrap_or_else(|error| {
+            Err(match error {
+                AskError::NotQueued(why) => CommitError::Unavailable(why),
+                AskError::Unanswered(why) => CommitError::Unknown(why),
+            })
+        })
     }
 }
 

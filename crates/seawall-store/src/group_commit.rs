@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 /// Hands jobs to the thread.
 #[derive(Debug)]
@@ -17,18 +18,38 @@ impl<J> Clone for Sender<J> {
     }
 }
 
-/// The thread has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the writer thread has ended")]
-pub struct Closed;
+/// A job without an answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It was not queued: nothing is written.
+    #[error("{0}")]
+    NotQueued(String),
+    /// It was queued and not answered: it may be written, or may yet be.
+    #[error("{0}")]
+    Unanswered(String),
+}
+
+/// How long a job waits for its turn, and then for the disk.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl<J> Sender<J> {
-    /// Queues a job; waits while the queue is full. Cancel safe: a dropped future has queued nothing.
+    /// Queues the job that `job` makes of its reply's sender, and waits for the reply; for the queue and for the reply ten
+    /// seconds each. A dropped future leaves the outcome unknown.
     ///
     /// # Errors
-    /// [`Closed`] when the thread has ended.
-    pub async fn send(&self, job: J) -> Result<(), Closed> {
-        self.0.send(job).await.map_err(|_| Closed)
+    /// [`AskError`].
+    pub async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> J) -> Result<T, AskError> {
+        let (reply, answer) = oneshot::channel();
+        match timeout(PATIENCE, self.0.send(job(reply))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(AskError::NotQueued("it is closed".into())),
+            Err(_) => return Err(AskError::NotQueued(format!("its queue has been full for {PATIENCE:?}"))),
+        }
+        match timeout(PATIENCE, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(AskError::Unanswered("the writer thread died".into())),
+            Err(_) => Err(AskError::Unanswered(format!("the disk has not answered for {PATIENCE:?}"))),
+        }
     }
 }
 
