@@ -310,13 +310,14 @@ fn route(router: &impl Router, parts: &Parts) -> Result<Matched, RouteError> {
     router.route(parts)
 }
 
-/// `/a/../b` may mean one thing to the router and another to the service; it is refused, encoded or not.
+/// `/a/../b` may mean one thing to the router and another to the service; it is refused, its dots or slashes encoded or not.
 fn has_dot_segment(path: &str) -> bool {
-    let dots = |segment: &str| {
-        let decoded = segment.replace("%2e", ".").replace("%2E", ".");
-        decoded == "." || decoded == ".."
-    };
-    (path.contains("/.") || path.contains("%2")) && path.split('/').any(dots)
+    let walks = |path: &str| path.split('/').any(|segment| segment == "." || segment == "..");
+    if !path.contains("%2") {
+        return path.contains("/.") && walks(path);
+    }
+    let decoded = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
+    walks(&decoded)
 }
 
 /// Makes the request one for the next hop: deadline, headers, path, and a body that can be sent again if it is small.

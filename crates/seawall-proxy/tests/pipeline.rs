@@ -476,6 +476,7 @@ async fn bad_requests_get_a_clear_answer_and_harm_no_other() {
         ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "400"),
         ("GET /a/../b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "400"),
         ("GET /a/%2e%2E/b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "400"),
+        ("GET /a/..%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "400"),
         ("CONNECT a:1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "400"),
         ("\0\0garbage\r\n\r\n", "400"),
         ("GET / HTTP/1.1\r\nbad header\r\n\r\n", "400"),

@@ -34,7 +34,7 @@ impl Retry {
 /// One retry, in the thousandths that the budget is kept in.
 const ONE: i64 = 1000;
 /// No more than this many retries can be saved up.
-const SAVED: i64 = 100 * ONE;
+const SAVED: i64 = 1000 * ONE;
 /// Without any traffic to earn from, this many retries a second are still allowed.
 const FLOOR: i64 = 3 * ONE;
 
