@@ -157,9 +157,16 @@ impl From<Rejected> for Rejection {
             PolicyName::Breaker => Reason::Breaker,
             PolicyName::Bulkhead => Reason::Bulkhead,
             PolicyName::Timeout => Reason::Timeout,
+            PolicyName::RateLimit | PolicyName::Throttle | PolicyName::Chaos => Reason::Breaker,
         };
-        let detail = rejected.reason.to_owned();
-        Self { reason, service: rejected.instance, detail, retry_after: rejected.retry_after, sent: false }
+        let detail = rejected.reason.to_string();
+        Self {
+            reason,
+            service: rejected.instance.as_str().into(),
+            detail,
+            retry_after: rejected.retry_after,
+            sent: false,
+        }
     }
 }
 

@@ -6,7 +6,6 @@
 //! never decides a newer state.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use seawall_types::{Period, Ratio};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Outcome, PolicyName, Rejected};
+use crate::{Name, Outcome, PolicyName, Reason, Rejected};
 
 /// How many calls the breaker looks back on: `100 calls`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +160,7 @@ pub type Listener = Box<dyn Fn(&Transition) + Send + Sync>;
 
 /// A circuit breaker. Share it by reference or `Arc`; all methods take `&self`.
 pub struct Breaker {
-    name: Arc<str>,
+    name: Name,
     config: Config,
     listener: Listener,
     base: Instant,
@@ -219,7 +218,7 @@ pub struct Permit<B: AsRef<Breaker>> {
 
 impl Breaker {
     /// A closed breaker. `name` appears in rejections; `listener` hears of transitions.
-    pub fn new(name: Arc<str>, config: Config, listener: Listener) -> Self {
+    pub fn new(name: Name, config: Config, listener: Listener) -> Self {
         Self {
             ring: Ring::new(config.window.get()),
             name,
@@ -251,7 +250,7 @@ impl Breaker {
                 State::Closed => return Ok(control.epoch),
                 State::Open => match left() {
                     0 => fresh,
-                    left => return Err(self.rejected("open", Some(Duration::from_millis(left)))),
+                    left => return Err(self.rejected(Reason::Open, Some(Duration::from_millis(left)))),
                 },
                 State::HalfOpen if control.issued < self.config.half_open_calls => {
                     Control { issued: control.issued + 1, ..control }
@@ -259,7 +258,7 @@ impl Breaker {
                 // Probes that do not come back, such as endless streams, decide nothing: others are sent.
                 State::HalfOpen => match left() {
                     0 => fresh,
-                    left => return Err(self.rejected("half-open", Some(Duration::from_millis(left)))),
+                    left => return Err(self.rejected(Reason::HalfOpen, Some(Duration::from_millis(left)))),
                 },
             };
             if next.epoch != control.epoch {
@@ -391,8 +390,8 @@ impl Breaker {
         (self.listener)(&Transition { from, to, calls, failed, slow, open_for: self.config.open_for.get() });
     }
 
-    fn rejected(&self, reason: &'static str, retry_after: Option<Duration>) -> Rejected {
-        Rejected { policy: PolicyName::Breaker, instance: self.name.clone(), reason, retry_after }
+    fn rejected(&self, reason: Reason, retry_after: Option<Duration>) -> Rejected {
+        Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
     }
 
     fn millis(&self, now: Instant) -> u64 {

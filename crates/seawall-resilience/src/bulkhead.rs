@@ -8,7 +8,7 @@ use std::time::Duration;
 use seawall_types::Period;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{PolicyName, Rejected};
+use crate::{Name, PolicyName, Reason, Rejected};
 
 /// What a bulkhead does; every field is within its range.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Config {
 /// A bulkhead; share it by reference or `Arc`.
 #[derive(Debug)]
 pub struct Bulkhead {
-    name: Arc<str>,
+    name: Name,
     config: Config,
     places: Arc<Semaphore>,
     waiting: AtomicU32,
@@ -37,7 +37,7 @@ pub struct Permit(#[expect(dead_code, reason = "held for its drop")] OwnedSemaph
 
 impl Bulkhead {
     /// An empty bulkhead. `name` appears in rejections.
-    pub fn new(name: Arc<str>, config: Config) -> Self {
+    pub fn new(name: Name, config: Config) -> Self {
         let places = (config.concurrent.max(1) as usize).min(Semaphore::MAX_PERMITS);
         Self { name, config, places: Arc::new(Semaphore::new(places)), waiting: AtomicU32::new(0) }
     }
@@ -53,14 +53,14 @@ impl Bulkhead {
         }
         let wait = self.config.wait.get().min(limit);
         if wait.is_zero() {
-            return Err(self.rejected("full"));
+            return Err(self.rejected(Reason::Full));
         }
         let Some(_waiting) = Waiting::enter(&self.waiting, self.config.queue) else {
-            return Err(self.rejected("queue-full"));
+            return Err(self.rejected(Reason::QueueFull));
         };
         match tokio::time::timeout(wait, self.places.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Permit(permit)),
-            Ok(Err(_)) | Err(_) => Err(self.rejected("full")),
+            Ok(Err(_)) | Err(_) => Err(self.rejected(Reason::Full)),
         }
     }
 
@@ -69,8 +69,8 @@ impl Bulkhead {
         self.places.available_permits()
     }
 
-    fn rejected(&self, reason: &'static str) -> Rejected {
-        Rejected { policy: PolicyName::Bulkhead, instance: self.name.clone(), reason, retry_after: None }
+    fn rejected(&self, reason: Reason) -> Rejected {
+        Rejected { policy: PolicyName::Bulkhead, instance: self.name, reason, retry_after: None }
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
     async fn turns_away_when_full_and_waits_when_told() {
         let none = bulkhead(2, 0, 10);
         let (_a, b) = (none.acquire(LONG).await.unwrap(), none.acquire(LONG).await.unwrap());
-        assert_eq!(none.acquire(LONG).await.unwrap_err().reason, "full");
+        assert_eq!(none.acquire(LONG).await.unwrap_err().reason, Reason::Full);
         drop(b);
         assert!(none.acquire(LONG).await.is_ok());
 
@@ -115,7 +115,7 @@ mod tests {
             async move { some.acquire(LONG).await }
         });
         tokio::task::yield_now().await;
-        assert_eq!(some.acquire(LONG).await.unwrap_err().reason, "queue-full");
+        assert_eq!(some.acquire(LONG).await.unwrap_err().reason, Reason::QueueFull);
         drop(held);
         assert!(waiter.await.unwrap().is_ok());
     }
@@ -126,7 +126,7 @@ mod tests {
         let _held = bulkhead.acquire(LONG).await.unwrap();
         for (limit, waited) in [(LONG, 5), (Duration::from_secs(2), 2)] {
             let started = tokio::time::Instant::now();
-            assert_eq!(bulkhead.acquire(limit).await.unwrap_err().reason, "full");
+            assert_eq!(bulkhead.acquire(limit).await.unwrap_err().reason, Reason::Full);
             assert_eq!(started.elapsed().as_secs(), waited);
         }
     }

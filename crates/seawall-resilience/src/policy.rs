@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use seawall_types::{Period, Ratio, ServiceName};
 use serde::{Deserialize, Serialize};
 
+use crate::Name;
 use crate::breaker::{self, Breaker, Window};
 use crate::bulkhead::{self, Bulkhead};
 use crate::retry::{Budget, Retry};
@@ -237,8 +238,8 @@ impl Guard {
     /// Fresh state for `policy`. `listener` hears of the breaker's transitions.
     pub fn new(name: Arc<str>, policy: Policy, listener: breaker::Listener) -> Self {
         Self {
-            breaker: policy.breaker.clone().map(|config| Arc::new(Breaker::new(name.clone(), config, listener))),
-            bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(name.clone(), config)),
+            breaker: policy.breaker.clone().map(|config| Arc::new(Breaker::new(Name::new(&name), config, listener))),
+            bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
             budget: Budget::new(policy.retry.budget),
             name,
             policy,
