@@ -3,6 +3,8 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
 use super::*;
 
 fn config() -> Config {
@@ -92,7 +94,7 @@ fn an_open_breaker_says_how_long() {
     assert_eq!(bench.calls("ffff"), State::Open);
     bench.now += Duration::from_secs(10);
     let rejected = bench.permit().unwrap_err();
-    assert_eq!((rejected.policy, rejected.reason), (PolicyName::Breaker, "open"));
+    assert_eq!((rejected.policy, rejected.reason), (PolicyName::Breaker, Reason::Open));
     assert_eq!(rejected.retry_after.unwrap().as_secs_f64().round() as u64, 20);
 }
 
@@ -115,10 +117,10 @@ fn probes_are_counted_and_a_lost_one_frees_its_place() {
     bench.calls("ffff");
     bench.now += Duration::from_secs(31);
     let mut probes: Vec<_> = (0..3).map(|_| bench.permit().unwrap()).collect();
-    assert_eq!(bench.permit().unwrap_err().reason, "half-open");
+    assert_eq!(bench.permit().unwrap_err().reason, Reason::HalfOpen);
     drop(probes.pop());
     let again = bench.permit().expect("the place of the cancelled probe");
-    assert_eq!(bench.permit().unwrap_err().reason, "half-open");
+    assert_eq!(bench.permit().unwrap_err().reason, Reason::HalfOpen);
     for probe in probes {
         probe.finish(Outcome::Success, Duration::ZERO, bench.now);
     }
@@ -134,7 +136,7 @@ fn probes_that_never_come_back_are_replaced() {
     bench.now += Duration::from_secs(31);
     let lost: Vec<_> = (0..3).map(|_| bench.permit().unwrap()).collect();
     let rejected = bench.permit().unwrap_err();
-    assert_eq!((rejected.reason, rejected.retry_after.unwrap().as_secs_f64().round() as u64), ("half-open", 30));
+    assert_eq!((rejected.reason, rejected.retry_after.unwrap().as_secs_f64().round() as u64), (Reason::HalfOpen, 30));
     bench.now += Duration::from_secs(31);
     assert_eq!(bench.calls("s"), State::HalfOpen);
     for probe in lost {
