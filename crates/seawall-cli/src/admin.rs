@@ -9,6 +9,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use seawall_drain::Drain;
 use seawall_proxy::Upstreams;
+use seawall_resilience::breaker;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -50,7 +51,7 @@ async fn status(State(app): State<App>) -> Json<Value> {
         .iter()
         .map(|guard| {
             let breaker = guard.breaker.as_ref().map(|breaker| {
-                let (calls, failed, slow) = breaker.sums();
+                let breaker::Sums { calls, failed, slow } = breaker.sums();
                 json!({ "state": breaker.state().as_str(), "calls": calls, "failed": failed, "slow": slow })
             });
             let free = guard.bulkhead.as_ref().map(seawall_resilience::Bulkhead::available);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use http::{Response, Version};
 use hyper::body::Incoming;
 use seawall_resilience::breaker;
-use seawall_resilience::{Outcome, bulkhead};
+use seawall_resilience::{Outcome, Report, bulkhead};
 
 use crate::body::ResponseBody;
 use crate::headers;
@@ -28,7 +28,7 @@ impl Attempt {
     pub(crate) fn failed(&mut self) {
         let now = Instant::now();
         if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Failure, Duration::ZERO, now);
+            permit.finish(Outcome::Failure);
         }
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.load.end(None, now);
@@ -38,7 +38,7 @@ impl Attempt {
     /// The attempt ended by the caller's fault: that speaks against nobody.
     pub(crate) fn ignored(&mut self) {
         if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Ignored, Duration::ZERO, Instant::now());
+            permit.finish(Outcome::Ignored);
         }
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.load.abandon();
@@ -88,7 +88,7 @@ impl Record {
     pub(crate) fn complete(mut self) {
         let now = Instant::now();
         if let Some(permit) = self.attempt.permit.take() {
-            permit.finish(self.outcome, self.latency, now);
+            permit.finish(Report { took: Some(self.latency), ..self.outcome.into() });
         }
         if let Some(endpoint) = self.attempt.endpoint.take() {
             let latency = (self.outcome == Outcome::Success).then_some(self.latency);

@@ -60,20 +60,12 @@ impl ServiceMetrics {
 
 /// How often a breaker has moved to each state; rare enough to be shared.
 #[derive(Debug, Default)]
-pub struct Transitions([Counter; 3]);
+pub struct Transitions([Counter; State::ALL.len()]);
 
 impl Transitions {
-    const fn at(state: State) -> usize {
-        match state {
-            State::Closed => 0,
-            State::Open => 1,
-            State::HalfOpen => 2,
-        }
-    }
-
     /// Counts one.
     pub fn count(&self, to: State) {
-        self.0[Self::at(to)].increment();
+        self.0[to as usize].increment();
     }
 }
 
@@ -143,8 +135,8 @@ pub fn page(upstreams: &Upstreams) -> String {
     }
     page.family("seawall_breaker_transitions_total", "counter", "How often a breaker moved to a state.");
     for (service, blocks) in services.iter() {
-        for state in [State::Closed, State::Open, State::HalfOpen] {
-            let count = blocks.transitions.0[Transitions::at(state)].get();
+        for state in State::ALL {
+            let count = blocks.transitions.0[state as usize].get();
             page.sample("seawall_breaker_transitions_total", &[("service", service), ("to", &state)], count);
         }
     }
@@ -153,9 +145,9 @@ pub fn page(upstreams: &Upstreams) -> String {
     for guard in upstreams.guards() {
         if let Some(breaker) = &guard.breaker {
             let value = match breaker.state() {
-                State::Closed => 0.0,
+                State::Closed | State::Disabled | State::MetricsOnly => 0.0,
                 State::HalfOpen => 0.5,
-                State::Open => 1.0,
+                State::Open | State::ForcedOpen => 1.0,
             };
             page.sample("seawall_breaker_open", &[("service", &guard.name)], value);
         }

@@ -378,7 +378,7 @@ async fn admit(upstream: &Arc<Upstream>, deadline: Deadline) -> Result<Admitted,
     }
     let guard = &upstream.guard;
     let permit = match &guard.breaker {
-        Some(_) => Some(Breaker::try_acquire(BreakerOf(upstream.clone()), now)?),
+        Some(_) => Some(Breaker::try_acquire(BreakerOf(upstream.clone()))?),
         None => None,
     };
     let place = match &guard.bulkhead {

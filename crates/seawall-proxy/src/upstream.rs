@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use seawall_resilience::breaker::Breaker;
+use seawall_resilience::breaker::{self, Breaker};
 use seawall_resilience::{Guard, Policies};
 use seawall_types::{ServiceName, Snapshot, Status};
 
@@ -84,9 +84,11 @@ impl Upstreams {
             let transitions = self.shared.metrics.transitions(service);
             let policy = self.shared.policies.of(service.as_str());
             let told = name.clone();
-            let listener = move |transition: &seawall_resilience::breaker::Transition| {
-                transitions.count(transition.to);
-                tracing::warn!(policy = "breaker", service = %told, "{transition}");
+            let listener = move |event: &breaker::Event| {
+                if let breaker::Event::Moved(transition) = event {
+                    transitions.count(transition.to);
+                    tracing::warn!(policy = "breaker", service = %told, "{transition}");
+                }
             };
             Arc::new(Guard::new(name, policy, Box::new(listener)))
         };

@@ -368,7 +368,7 @@ async fn a_client_that_breaks_off_its_own_body_speaks_against_nobody() {
     };
     within(settled).await;
     let guards = proxy.upstreams.guards();
-    assert_eq!(guards[0].breaker.as_ref().unwrap().sums(), (0, 0, 0));
+    assert_eq!(guards[0].breaker.as_ref().unwrap().sums(), seawall_resilience::breaker::Sums::default());
 }
 
 #[tokio::test]

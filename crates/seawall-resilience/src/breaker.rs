@@ -1,274 +1,343 @@
 //! The circuit breaker: closed, it lets calls pass and watches them; open, it turns them away at once; half open, it
 //! lets a few probes decide. (Nygard, *Release It!*, 2007; the parameters follow Resilience4j's.)
 //!
-//! All state sits in atomics. The fast path is one load to admit and, to observe, one `fetch_add` and one or two bit
-//! operations. A control word carries an epoch that changes with every transition, so a result that arrives late
-//! never decides a newer state.
+//! All state sits in atomics. To admit a call of the closed state is one load; to observe a success is one `fetch_add`
+//! more (see [`window`]). The control word carries an epoch that changes with every transition, so a result that arrives
+//! late never decides a newer state. Thresholds, sizes and the kind of window can be changed while calls are under way.
+//!
+//! ```text
+//!                 limits reached                         a probe went badly, or too many did
+//!        closed ------------------> open <--------------------------------------+
+//!          ^                         | the wait is over                         |
+//!          |                         v                                          |
+//!          +------------------- half open: probes -> (ramp: 1% -> 10% -> 50%) --+
+//!             they went well
+//!
+//!        disabled, forced open, metrics only: where somebody has put it, until somebody takes it out
+//! ```
+
+mod config;
+mod control;
+mod history;
+#[cfg(all(test, feature = "loom"))]
+mod loom;
+#[cfg(all(test, not(feature = "loom")))]
+mod model;
+mod permit;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
+mod window;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::future::Future;
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use seawall_types::{Period, Ratio};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use arc_swap::ArcSwap;
 
-use crate::{Name, Outcome, PolicyName, Reason, Rejected};
+pub use config::{BreakerConfig, Config, Limits, Mode, Semantics, Verdict, WatchConfig, Window};
+pub use control::State;
+pub use history::BadCall;
+pub use permit::{Call, Permit};
+pub use window::Sums;
 
-/// How many calls the breaker looks back on: `100 calls`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window(u32);
-
-impl Window {
-    /// The longest window.
-    pub const MAX: u32 = 10_000;
-
-    /// A window of the last `calls` calls; `None` outside 1 to [`Window::MAX`].
-    pub const fn calls(calls: u32) -> Option<Self> {
-        if calls == 0 || calls > Self::MAX { None } else { Some(Self(calls)) }
-    }
-
-    /// The number of calls.
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl fmt::Display for Window {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} calls", self.0)
-    }
-}
-
-impl Serialize for Window {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Window {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Window;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of calls such as `100 calls`")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Window, E> {
-                let calls = text.trim().strip_suffix("calls").or_else(|| text.trim().strip_suffix("call"));
-                calls.and_then(|n| n.trim().parse().ok()).and_then(Window::calls).ok_or_else(|| {
-                    E::custom(format!("`{text}` is not a window: write `1 calls` to `{} calls`", Window::MAX))
-                })
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl JsonSchema for Window {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Window".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "description": "How many calls the breaker looks back on: 100 calls.",
-            "pattern": r"^\s*[0-9]+\s*calls?\s*$"
-        })
-    }
-}
-
-/// What a breaker does; every field is within its range.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Opens when this share of the window's calls failed (`>=`).
-    pub failure_rate: Ratio,
-    /// A call that takes longer is slow; `None` watches no slowness.
-    pub slow_call: Option<Period>,
-    /// Opens when this share of the window's calls was slow (`>=`).
-    pub slow_rate: Ratio,
-    /// How many calls the rates look back on.
-    pub window: Window,
-    /// No verdict before this many calls.
-    pub minimum_calls: u32,
-    /// How long it stays open before it probes.
-    pub open_for: Period,
-    /// How many probes decide in the half-open state.
-    pub half_open_calls: u16,
-}
-
-/// Where a breaker stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Calls pass and are watched.
-    Closed,
-    /// Calls are turned away.
-    Open,
-    /// A few probes pass and decide.
-    HalfOpen,
-}
-
-impl State {
-    /// The word used in headers, logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half-open",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Line, Ordering};
+use crate::{CallError, Clock, Name, Outcome, PolicyName, Reason, Rejected, Report, Tick};
+use control::{Control, RAMP};
+use history::History;
+use permit::UNSTARTED;
+use window::{Ring, Shape, Slices};
 
 /// A change of state, and what led to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transition {
     /// Before.
     pub from: State,
     /// After.
     pub to: State,
     /// The calls that were looked at.
-    pub calls: u32,
-    /// How many of them failed.
-    pub failed: u32,
-    /// How many of them were slow.
-    pub slow: u32,
+    pub sums: Sums,
     /// How long it stays that way at least; only for [`State::Open`].
     pub open_for: Duration,
 }
 
 impl fmt::Display for Transition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sums { calls, failed, slow } = self.sums;
         write!(f, "{} -> {}", self.from, self.to)?;
-        match self.to {
-            State::HalfOpen => f.write_str(": the wait is over, probing"),
-            _ => write!(f, ": {} of {} calls failed, {} were slow", self.failed, self.calls, self.slow),
+        match (self.from, self.to) {
+            (State::Open, State::HalfOpen) => f.write_str(": the wait is over, probing"),
+            (State::Closed, State::Open) | (State::HalfOpen, _) => {
+                write!(f, ": {failed} of {calls} calls failed, {slow} were slow")
+            }
+            _ => f.write_str(": so ordered"),
         }
     }
 }
 
-/// Told of every transition, on the thread of the call that caused it. Must not block.
-pub type Listener = Box<dyn Fn(&Transition) + Send + Sync>;
+/// What a breaker has to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It moved to another state.
+    Moved(Transition),
+    /// The watched thresholds, or all while it is metrics-only, have been reached: it would have opened.
+    WouldOpen(Sums),
+    /// A call ended; only when asked for by [`Breaker::tell_calls`].
+    Call(Report),
+    /// A call was turned away; only when asked for by [`Breaker::tell_calls`].
+    Rejected(Reason),
+}
 
-/// A circuit breaker. Share it by reference or `Arc`; all methods take `&self`.
+/// Told of events, on the thread of the call that caused them. Must not block.
+pub type Listener = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// What a breaker has counted since it was made; read when asked, so that counting costs the calls nothing more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Calls that ended in a success or a failure while they were watched.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failed: u64,
+    /// How many of them were slow.
+    pub slow: u64,
+    /// Calls that said nothing about the service.
+    pub ignored: u64,
+    /// Calls that were given up too early to say anything.
+    pub cancelled: u64,
+    /// Calls that were turned away.
+    pub rejected: u64,
+    /// Results that came after a change of state.
+    pub late: u64,
+    /// How often the watched thresholds were reached.
+    pub would_open: u64,
+}
+
+/// A circuit breaker. Share it by reference or `Arc`; all methods take `&self`, none waits or locks on the way of a
+/// call that succeeds or is turned away. At most 5 KiB.
 pub struct Breaker {
-    name: Name,
-    config: Config,
-    listener: Listener,
-    base: Instant,
-    control: AtomicU64,
-    /// Milliseconds since `base` until which it stays open; half open, until which its probes have time.
-    until: AtomicU64,
-    ring: Ring,
-    /// How the probes of one half-open state went: `epoch:30 | failed:17 | slow:17`.
+    hot: Line<Hot>,
+    ring: OnceLock<Box<Ring>>,
+    slices: OnceLock<Slices>,
+    busy: Line<Busy>,
+    /// How the probes of one stage went: `epoch:27 | failed:17 | slow:17`.
     probes: AtomicU64,
+    /// Calls that a stage of the ramp was asked for.
+    asked: AtomicU32,
+    /// How often it has opened without having closed.
+    opens: AtomicU32,
+    /// When the service asked to be called again, in the clock's microseconds.
+    wanted: AtomicU64,
+    tally: Tally,
+    history: History,
+    name: Name,
+    clock: Clock,
+    config: ArcSwap<Config>,
+    listener: Listener,
 }
 
-/// The control word, unpacked: `state:2 | epoch:30 | issued:16 | done:16`.
-#[derive(Clone, Copy)]
-struct Control {
-    state: State,
-    epoch: u32,
-    issued: u16,
-    done: u16,
+/// What every call reads and only transitions and reloads write.
+struct Hot {
+    control: AtomicU64,
+    shape: AtomicU64,
+    /// A call that takes more nanoseconds is slow.
+    slow: AtomicU64,
+    /// There were bad calls, and too few calls for a verdict: a success may bring it about.
+    pending: AtomicBool,
+    /// Calls are told of, too.
+    verbose: AtomicBool,
+    /// Until when it stays open or waits for its probes: `epoch:16 | microseconds:48`.
+    until: AtomicU64,
 }
 
-const EPOCH: u32 = (1 << 30) - 1;
-
-impl Control {
-    const fn new(state: State, epoch: u32) -> Self {
-        Self { state, epoch: epoch & EPOCH, issued: 0, done: 0 }
-    }
-
-    const fn pack(self) -> u64 {
-        let state = match self.state {
-            State::Closed => 0,
-            State::Open => 1,
-            State::HalfOpen => 2,
-        };
-        state << 62 | (self.epoch as u64) << 32 | (self.issued as u64) << 16 | self.done as u64
-    }
-
-    const fn unpack(word: u64) -> Self {
-        let state = match word >> 62 {
-            0 => State::Closed,
-            1 => State::Open,
-            _ => State::HalfOpen,
-        };
-        Self { state, epoch: (word >> 32) as u32 & EPOCH, issued: (word >> 16) as u16, done: word as u16 }
-    }
+/// What is written while things go wrong.
+#[derive(Default)]
+struct Busy {
+    /// Failures in a row.
+    streak: AtomicU32,
+    rejected: AtomicU64,
 }
 
-/// The right to make one call. Give it back with [`Permit::finish`]; dropping it means that the call was cancelled,
-/// which says nothing about the service and frees a probe's place.
-#[must_use = "a permit that is dropped at once counts as a cancelled call"]
-pub struct Permit<B: AsRef<Breaker>> {
-    breaker: B,
-    epoch: u32,
-    finished: bool,
+#[derive(Default)]
+struct Tally {
+    /// Calls of windows that have been cleared for another shape.
+    past: AtomicU64,
+    failed: AtomicU64,
+    slow: AtomicU64,
+    probed: AtomicU64,
+    ignored: AtomicU64,
+    cancelled: AtomicU64,
+    late: AtomicU64,
+    would_open: AtomicU64,
+    /// The watched thresholds are exceeded right now.
+    would: AtomicBool,
 }
+
+/// The end of a wait that has none.
+const FOREVER: u64 = (1 << 48) - 1;
 
 impl Breaker {
-    /// A closed breaker. `name` appears in rejections; `listener` hears of transitions.
-    pub fn new(name: Name, config: Config, listener: Listener) -> Self {
+    /// A breaker as `config` says. `name` appears in rejections; `listener` hears of transitions.
+    pub fn new(name: Name, config: Config, clock: Clock, listener: Listener) -> Self {
+        let state = initial(config.mode);
         Self {
-            ring: Ring::new(config.window.get()),
-            name,
-            config,
-            listener,
-            base: Instant::now(),
-            control: AtomicU64::new(Control::new(State::Closed, 0).pack()),
-            until: AtomicU64::new(0),
+            hot: Line(Hot {
+                control: AtomicU64::new(Control::new(state, 0).pack()),
+                shape: AtomicU64::new(Shape::of(&config).word()),
+                slow: AtomicU64::new(slow_nanos(&config)),
+                pending: AtomicBool::new(false),
+                verbose: AtomicBool::new(false),
+                until: AtomicU64::new(0),
+            }),
+            ring: OnceLock::new(),
+            slices: OnceLock::new(),
+            busy: Line::default(),
             probes: AtomicU64::new(0),
+            asked: AtomicU32::new(0),
+            opens: AtomicU32::new(0),
+            wanted: AtomicU64::new(0),
+            tally: Tally::default(),
+            history: History::default(),
+            name,
+            clock,
+            config: ArcSwap::from_pointee(config),
+            listener,
         }
     }
 
     /// Asks to make a call. Never waits.
     ///
     /// # Errors
-    /// [`Rejected`] while open (`retry_after` says how long) or while every probe of the half-open state is under way.
-    pub fn try_acquire<B: AsRef<Self>>(this: B, now: Instant) -> Result<Permit<B>, Rejected> {
-        let epoch = this.as_ref().admit(now)?;
-        Ok(Permit { breaker: this, epoch, finished: false })
+    /// [`Rejected`] while open (`retry_after` says how long), while the half-open state lets no more pass, or while
+    /// forced open.
+    #[inline]
+    pub fn try_acquire<B: AsRef<Self>>(this: B) -> Result<Permit<B>, Rejected> {
+        let breaker = this.as_ref();
+        let epoch = breaker.admit(|| breaker.clock.now())?;
+        let started = breaker.clock.now().nanos();
+        Ok(Permit { breaker: this, epoch, settled: false, started })
     }
 
-    fn admit(&self, now: Instant) -> Result<u32, Rejected> {
-        let mut word = self.control.load(Ordering::Acquire);
+    /// [`Breaker::try_acquire`] at a time that the caller knows.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_acquire_at<B: AsRef<Self>>(this: B, now: Tick) -> Result<Permit<B>, Rejected> {
+        let epoch = this.as_ref().admit(|| now)?;
+        Ok(Permit { breaker: this, epoch, settled: false, started: now.nanos() })
+    }
+
+    /// A permit whose clock starts only when the call turns out to last: a call that is ready at once pays for no
+    /// reading of the clock, unless slow calls are watched.
+    #[inline]
+    fn acquire_lazily<B: AsRef<Self>>(this: B) -> Result<Permit<B>, Rejected> {
+        let breaker = this.as_ref();
+        let epoch = breaker.admit(|| breaker.clock.now())?;
+        let watched = breaker.hot.0.slow.load(Ordering::Relaxed) != u64::MAX;
+        let started = if watched { breaker.clock.now().nanos() } else { UNSTARTED };
+        Ok(Permit { breaker: this, epoch, settled: false, started })
+    }
+
+    /// Makes a call under the breaker: `Ok` is a success, `Err` a failure.
+    ///
+    /// Cancel safe: a dropped future gives back what it took; see [`Permit`] for what that says about the service.
+    ///
+    /// # Errors
+    /// [`CallError::Rejected`] if the breaker turned it away, [`CallError::Inner`] if it failed.
+    pub fn call<F, T, E>(&self, future: F) -> Call<F, &Self, fn(&Result<T, E>) -> Report>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        self.call_with(future, outcome)
+    }
+
+    /// Makes a call under the breaker; `judge` says what its result means. A judge that panics counts as a failure.
+    ///
+    /// # Errors
+    /// As for [`Breaker::call`].
+    pub fn call_with<F, T, E, J>(&self, future: F, judge: J) -> Call<F, &Self, J>
+    where
+        F: Future<Output = Result<T, E>>,
+        J: FnMut(&Result<T, E>) -> Report,
+    {
+        Call::new(self, || future, judge)
+    }
+
+    /// Makes a call that blocks the thread under the breaker.
+    ///
+    /// # Errors
+    /// As for [`Breaker::call`].
+    pub fn call_blocking<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, CallError<E>> {
+        let permit = Self::acquire_lazily(self)?;
+        let result = call();
+        permit.finish(outcome(&result));
+        result.map_err(CallError::Inner)
+    }
+
+    #[inline]
+    fn admit(&self, now: impl FnOnce() -> Tick) -> Result<u32, Rejected> {
+        let control = Control::unpack(self.hot.0.control.load(Ordering::Acquire));
+        match control.state {
+            State::Closed | State::Disabled | State::MetricsOnly => Ok(control.epoch),
+            State::Open => self.admit_open(now()),
+            State::HalfOpen => self.admit_probe(now()),
+            State::ForcedOpen => Err(self.reject(Reason::ForcedOpen, None)),
+        }
+    }
+
+    #[inline]
+    fn admit_open(&self, now: Tick) -> Result<u32, Rejected> {
+        match self.left(now) {
+            0 => self.admit_probe(now),
+            left => Err(self.reject(Reason::Open, Some(Duration::from_micros(left)))),
+        }
+    }
+
+    /// The cold part: the wait is over, or it is half open.
+    #[cold]
+    fn admit_probe(&self, now: Tick) -> Result<u32, Rejected> {
+        let config = self.config.load();
+        let mut word = self.hot.0.control.load(Ordering::Acquire);
         loop {
             let control = Control::unpack(word);
-            let left = || self.until.load(Ordering::Acquire).saturating_sub(self.millis(now));
-            let fresh = Control { issued: 1, ..Control::new(State::HalfOpen, control.epoch + 1) };
+            let first = Control { issued: 1, ..control.next(State::HalfOpen) };
             let next = match control.state {
-                State::Closed => return Ok(control.epoch),
-                State::Open => match left() {
-                    0 => fresh,
-                    left => return Err(self.rejected(Reason::Open, Some(Duration::from_millis(left)))),
+                State::Closed | State::Disabled | State::MetricsOnly => return Ok(control.epoch),
+                State::ForcedOpen => return Err(self.reject(Reason::ForcedOpen, None)),
+                State::Open => match self.left(now) {
+                    0 => first,
+                    left => return Err(self.reject(Reason::Open, Some(Duration::from_micros(left)))),
                 },
-                State::HalfOpen if control.issued < self.config.half_open_calls => {
+                State::HalfOpen if control.stage > 0 => {
+                    let one_in = RAMP[usize::from(control.stage) - 1];
+                    if self.asked.fetch_add(1, Ordering::Relaxed) % one_in != 0 {
+                        return Err(self.reject(Reason::HalfOpen, None));
+                    }
+                    return Ok(control.epoch);
+                }
+                State::HalfOpen if control.issued < config.half_open_calls && !self.lapsed(&config, now) => {
                     Control { issued: control.issued + 1, ..control }
                 }
+                State::HalfOpen if self.lapse(control, &config, now) => {
+                    word = self.hot.0.control.load(Ordering::Acquire);
+                    continue;
+                }
                 // Probes that do not come back, such as endless streams, decide nothing: others are sent.
-                State::HalfOpen => match left() {
-                    0 => fresh,
-                    left => return Err(self.rejected(Reason::HalfOpen, Some(Duration::from_millis(left)))),
+                State::HalfOpen => match (config.probe_lease, self.left(now)) {
+                    (Some(_), 0) => first,
+                    (lease, left) => {
+                        let retry_after = lease.map(|_| Duration::from_micros(left));
+                        return Err(self.reject(Reason::HalfOpen, retry_after));
+                    }
                 },
             };
             if next.epoch != control.epoch {
                 // Before the state is visible, or somebody would find its time over already.
-                self.until.store(self.millis(now).saturating_add(self.wait()), Ordering::Release);
+                self.extend(next.epoch, config.probe_lease.map_or(FOREVER, |lease| micros(now + *lease)));
             }
-            match self.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
+            match self.hot.0.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if control.state == State::Open {
-                        self.tell(State::Open, State::HalfOpen, (0, 0, 0));
+                        self.tell(State::Open, State::HalfOpen, Sums::default(), Duration::ZERO);
                     }
                     return Ok(next.epoch);
                 }
@@ -277,72 +346,216 @@ impl Breaker {
         }
     }
 
-    fn wait(&self) -> u64 {
-        u64::try_from(self.config.open_for.as_millis()).unwrap_or(u64::MAX)
+    /// In the exact mode a half-open state whose lease is over has opened, at that very moment.
+    fn lapsed(&self, config: &Config, now: Tick) -> bool {
+        config.exact() && config.probe_lease.is_some() && self.left(now) == 0
     }
 
-    fn observe(&self, epoch: u32, outcome: Outcome, took: Duration, now: Instant) {
-        let control = Control::unpack(self.control.load(Ordering::Acquire));
-        if control.epoch != epoch {
-            return; // A late result never decides a newer state.
+    /// Opens it if it has lapsed, and says so.
+    #[cold]
+    fn lapse(&self, control: Control, config: &Config, now: Tick) -> bool {
+        if control.state != State::HalfOpen || !self.lapsed(config, now) {
+            return false;
         }
-        if outcome == Outcome::Ignored {
+        let over = Tick::from_nanos((self.hot.0.until.load(Ordering::Acquire) & FOREVER) * 1000);
+        let word = self.hot.0.control.load(Ordering::Acquire);
+        if Control::unpack(word).epoch == control.epoch {
+            self.open(word, config, Sums::default(), over);
+        }
+        true
+    }
+
+    /// Microseconds until the open wait or the probes' lease is over.
+    #[inline]
+    fn left(&self, now: Tick) -> u64 {
+        (self.hot.0.until.load(Ordering::Acquire) & FOREVER).saturating_sub(micros(now))
+    }
+
+    /// Sets the end of the wait of the state with this epoch, unless a newer state has set its own.
+    fn extend(&self, epoch: u32, until: u64) {
+        let tag = epoch as u16;
+        let word = u64::from(tag) << 48 | until.min(FOREVER);
+        let newer = |seen: u64| (seen >> 48) as u16 != tag && ((seen >> 48) as u16).wrapping_sub(tag) < 1 << 15;
+        let update = |seen| (!newer(seen)).then_some(word);
+        let _ = self.hot.0.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+    }
+
+    /// Takes the result of a call that was admitted in `epoch`.
+    #[inline]
+    fn observe(&self, epoch: u32, started: u64, report: &Report, now: impl Fn() -> Tick) {
+        let hot = &self.hot.0;
+        let control = Control::unpack(hot.control.load(Ordering::Acquire));
+        let slow_after = hot.slow.load(Ordering::Relaxed);
+        let usual = control.epoch == epoch && control.state == State::Closed && report.outcome == Outcome::Success;
+        if !usual || hot.verbose.load(Ordering::Relaxed) {
+            return self.observe_unusual(control, epoch, started, report, now());
+        }
+        let shape = hot.shape.load(Ordering::Relaxed);
+        let mut time = None;
+        let mut now = || *time.get_or_insert_with(&now);
+        let slow = slow_after != u64::MAX && took(report, started, &mut now) > slow_after;
+        let look = self.record(shape, false, slow, &mut now) | slow | hot.pending.load(Ordering::Relaxed);
+        if look {
+            let now = now();
+            if slow {
+                self.remember(report, started, now);
+            }
+            self.judge(epoch, now);
+        }
+    }
+
+    #[cold]
+    fn observe_unusual(&self, control: Control, epoch: u32, started: u64, report: &Report, now: Tick) {
+        if self.hot.0.verbose.load(Ordering::Relaxed) {
+            (self.listener)(&Event::Call(*report));
+        }
+        let lapsed = control.state == State::HalfOpen && self.lapse(control, &self.config.load(), now);
+        if control.epoch != epoch || lapsed {
+            // A late result never decides a newer state.
+            self.tally.late.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if report.outcome == Outcome::Ignored {
+            self.tally.ignored.fetch_add(1, Ordering::Relaxed);
             return self.release(epoch);
         }
-        let failed = outcome == Outcome::Failure;
-        let slow = self.config.slow_call.is_some_and(|limit| took > limit.get());
+        let failed = report.outcome == Outcome::Failure;
+        let slow_after = self.hot.0.slow.load(Ordering::Relaxed);
+        let slow = slow_after != u64::MAX && took(report, started, || now) > slow_after;
+        if failed && let Some(after) = report.retry_after {
+            self.wanted.fetch_max(micros(now + after), Ordering::AcqRel);
+        }
+        if (failed || slow) && control.state != State::Disabled {
+            self.remember(report, started, now);
+        }
         match control.state {
-            State::Closed => {
-                let head = self.ring.record(failed, slow);
-                if failed || slow || head == self.config.minimum_calls {
+            State::Closed | State::MetricsOnly => {
+                let shape = self.hot.0.shape.load(Ordering::Relaxed);
+                let moved = self.record(shape, failed, slow, || now);
+                if failed || slow || moved || self.hot.0.pending.load(Ordering::Relaxed) {
                     self.judge(epoch, now);
                 }
             }
             State::HalfOpen => self.observe_probe(epoch, failed, slow, now),
-            State::Open => {}
+            State::Open | State::Disabled | State::ForcedOpen => {}
         }
     }
 
-    /// The cold part of the closed state: runs after a failure, a slow call, or when the minimum is reached.
-    fn judge(&self, epoch: u32, now: Instant) {
-        let (calls, failed, slow) = self.ring.sums();
-        if calls >= self.config.minimum_calls.min(self.config.window.get()) && self.too_bad(calls, failed, slow) {
-            let from = Control::new(State::Closed, epoch);
-            self.open(from.pack(), State::Closed, epoch, (calls, failed, slow), now);
+    /// Counts a call in the window; answers whether the window has moved, and a verdict may have changed with it.
+    #[inline]
+    fn record(&self, shape: u64, failed: bool, slow: bool, now: impl FnOnce() -> Tick) -> bool {
+        let size = Shape::size(shape);
+        match Shape::kind(shape) {
+            0 => {
+                self.ring.get_or_init(Box::default).record(size as u32, failed, slow);
+                false
+            }
+            1 => self.slices.get_or_init(Slices::default).record(shape, failed, slow, now()),
+            _ => {
+                self.slices.get_or_init(Slices::default).count(shape);
+                if failed || slow {
+                    self.busy.0.streak.fetch_add(1, Ordering::AcqRel);
+                } else if self.busy.0.streak.load(Ordering::Relaxed) != 0 {
+                    self.busy.0.streak.store(0, Ordering::Release);
+                }
+                false
+            }
         }
     }
 
-    fn observe_probe(&self, epoch: u32, failed: bool, slow: bool, now: Instant) {
+    fn remember(&self, report: &Report, started: u64, now: Tick) {
+        let failed = report.outcome == Outcome::Failure;
+        let known = report.took.is_some() || started != UNSTARTED;
+        let duration = known.then(|| Duration::from_nanos(took(report, started, || now)));
+        if failed {
+            self.tally.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let slow_after = self.hot.0.slow.load(Ordering::Relaxed);
+        if duration.is_some_and(|duration| crate::clock::nanos(duration) > slow_after) {
+            self.tally.slow.fetch_add(1, Ordering::Relaxed);
+        }
+        let cause = if failed { report.cause } else { "slow" };
+        self.history.push(BadCall { at: now, took: duration, failed, cause, trace: report.trace });
+    }
+
+    /// The cold part of the watched states: runs after a failure, a slow call, when the window has moved, and while bad
+    /// calls wait for the minimum. In between no verdict can change: a success makes no rate worse.
+    #[cold]
+    fn judge(&self, epoch: u32, now: Tick) {
+        let config = self.config.load();
+        let sums = self.sums_at(now);
+        let bad = exceeded(&config, &config.limits, sums);
+        let fewest = config.watch.map_or(0, |watch| watch.minimum_calls).max(config.limits.minimum_calls);
+        let pending =
+            sums.failed + sums.slow > 0 && sums.calls < fewest && !matches!(config.window, Window::Consecutive(_));
+        if self.hot.0.pending.load(Ordering::Relaxed) != pending {
+            self.hot.0.pending.store(pending, Ordering::Relaxed);
+        }
+        let control = Control::unpack(self.hot.0.control.load(Ordering::Acquire));
+        if control.epoch != epoch {
+            return;
+        }
+        let watched = config.watch.is_some_and(|limits| exceeded(&config, &limits, sums));
+        let would = watched || (bad && control.state == State::MetricsOnly);
+        if self.tally.would.load(Ordering::Relaxed) != would
+            && self.tally.would.swap(would, Ordering::AcqRel) != would
+            && would
+        {
+            self.tally.would_open.fetch_add(1, Ordering::Relaxed);
+            (self.listener)(&Event::WouldOpen(sums));
+        }
+        if bad && control.state == State::Closed {
+            self.open(Control::new(State::Closed, epoch).pack(), &config, sums, now);
+        }
+    }
+
+    fn observe_probe(&self, epoch: u32, failed: bool, slow: bool, now: Tick) {
+        let config = self.config.load();
         let (failures, slows) = self.count_probe(epoch, failed, slow);
-        let probes = u32::from(self.config.half_open_calls);
-        let mut word = self.control.load(Ordering::Acquire);
+        self.tally.probed.fetch_add(1, Ordering::Relaxed);
+        let needed = config.probes_needed();
+        let mut word = self.hot.0.control.load(Ordering::Acquire);
         loop {
             let control = Control::unpack(word);
             if control.epoch != epoch {
                 return;
             }
-            let done = control.done + 1;
-            // Enough bad ones settle it before the last probe is back.
-            if self.too_bad(probes, failures, slows) {
-                return self.open(word, State::HalfOpen, epoch, (u32::from(done), failures, slows), now);
-            }
-            let last = u32::from(done) >= probes;
-            let next = if last {
-                // Nobody records calls while it is half open.
-                self.ring.clear();
-                Control::new(State::Closed, epoch + 1)
-            } else {
-                Control { done, ..control }
+            let done = u32::from(control.done) + 1;
+            let sums = Sums { calls: done, failed: failures, slow: slows };
+            let last = done >= needed;
+            let bad = match config.verdict {
+                Verdict::All => failures > 0 || (config.slow_call.is_some() && slows > 0),
+                // Enough bad ones settle it before the last probe is back; the exact mode waits for it.
+                Verdict::Rate | Verdict::Ramp => {
+                    let of = if config.exact() { done } else { needed };
+                    (last || !config.exact()) && too_many(&config, &config.limits, Sums { calls: of, ..sums })
+                }
             };
-            match self.control.compare_exchange_weak(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if last => return self.tell(State::HalfOpen, State::Closed, (probes, failures, slows)),
+            if bad {
+                return self.open(word, &config, sums, now);
+            }
+            let ramp = config.verdict == Verdict::Ramp && usize::from(control.stage) < RAMP.len();
+            let next = match (last, ramp) {
+                (true, true) => Control { stage: control.stage + 1, ..control.next(State::HalfOpen) },
+                (true, false) => {
+                    // Nobody records calls while it is half open.
+                    self.clear();
+                    control.next(State::Closed)
+                }
+                (false, _) => Control { done: control.done.saturating_add(1), ..control },
+            };
+            match self.hot.0.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if next.state == State::Closed => {
+                    self.opens.store(0, Ordering::Release);
+                    return self.tell(State::HalfOpen, State::Closed, sums, Duration::ZERO);
+                }
                 Ok(_) => return,
                 Err(seen) => word = seen,
             }
         }
     }
 
-    /// Adds one probe to the counts of its own half-open state; those of an earlier one are replaced.
+    /// Adds one probe to the counts of its own stage; those of an earlier one are replaced.
     fn count_probe(&self, epoch: u32, failed: bool, slow: bool) -> (u32, u32) {
         const MASK: u64 = (1 << 17) - 1;
         let add = |word: u64| {
@@ -354,59 +567,248 @@ impl Breaker {
         ((after >> 17 & MASK) as u32, (after & MASK) as u32)
     }
 
-    fn too_bad(&self, calls: u32, failed: u32, slow: u32) -> bool {
-        failed >= self.config.failure_rate.count_of(calls)
-            || (self.config.slow_call.is_some() && slow >= self.config.slow_rate.count_of(calls))
-    }
-
     /// Moves from `word` to open; does nothing when somebody else has moved on already.
-    fn open(&self, mut word: u64, from: State, epoch: u32, sums: (u32, u32, u32), now: Instant) {
-        let until = self.millis(now).saturating_add(self.wait());
+    fn open(&self, mut word: u64, config: &Config, sums: Sums, now: Tick) {
+        let from = Control::unpack(word);
+        let opens = self.opens.load(Ordering::Acquire).saturating_add(1);
+        let mut wait = config.open_wait(opens, fastrand::f64());
+        if config.retry_after {
+            let wanted = self.wanted.swap(0, Ordering::AcqRel).saturating_sub(micros(now));
+            if wanted > 0 {
+                wait = Duration::from_micros(wanted).min(*config.max_open_for);
+            }
+        }
+        let next = from.next(State::Open);
+        // To the exact mode the last moment of the wait still belongs to it.
+        self.extend(next.epoch, micros(now + wait).saturating_add(u64::from(config.exact())));
         loop {
-            self.until.store(until, Ordering::Release);
-            let next = Control::new(State::Open, epoch + 1).pack();
-            match self.control.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire) {
+            match self.hot.0.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
-                    self.ring.clear();
-                    return self.tell(from, State::Open, sums);
+                    self.opens.store(opens, Ordering::Release);
+                    self.clear();
+                    return self.tell(from.state, State::Open, sums, wait);
                 }
                 // In the half-open state the counts may have moved under us; the verdict stands.
-                Err(seen) if Control::unpack(seen).epoch == epoch => word = seen,
+                Err(seen) if Control::unpack(seen).epoch == from.epoch => word = seen,
                 Err(_) => return,
             }
         }
     }
 
+    /// Gives a probe's place back; changes nothing unless this very half-open state still lasts.
     fn release(&self, epoch: u32) {
-        // Fails, and so changes nothing, unless this very half-open state still lasts.
-        let _ = self.control.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+        let _ = self.hot.0.control.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let control = Control::unpack(word);
-            (control.epoch == epoch && control.state == State::HalfOpen)
+            (control.epoch == epoch && control.state == State::HalfOpen && control.stage == 0)
                 .then(|| Control { issued: control.issued.saturating_sub(1), ..control }.pack())
         });
     }
 
-    fn tell(&self, from: State, to: State, (calls, failed, slow): (u32, u32, u32)) {
-        (self.listener)(&Transition { from, to, calls, failed, slow, open_for: self.config.open_for.get() });
+    #[cold]
+    fn cancelled(&self, epoch: u32, started: u64) {
+        if std::thread::panicking() {
+            let report = Report { cause: "panicked", ..Outcome::Failure.into() };
+            return self.observe(epoch, started, &report, || self.clock.now());
+        }
+        let config = self.config.load();
+        let age = if started == UNSTARTED { 0 } else { self.clock.now().nanos().saturating_sub(started) };
+        if age >= crate::clock::nanos(*config.cancelled_after) && !config.exact() {
+            let report = Report { cause: "given up", ..Outcome::Failure.into() };
+            return self.observe(epoch, started, &report, || self.clock.now());
+        }
+        self.tally.cancelled.fetch_add(1, Ordering::Relaxed);
+        self.release(epoch);
     }
 
-    fn rejected(&self, reason: Reason, retry_after: Option<Duration>) -> Rejected {
+    fn tell(&self, from: State, to: State, sums: Sums, open_for: Duration) {
+        (self.listener)(&Event::Moved(Transition { from, to, sums, open_for }));
+    }
+
+    #[inline]
+    fn reject(&self, reason: Reason, retry_after: Option<Duration>) -> Rejected {
+        self.busy.0.rejected.fetch_add(1, Ordering::Relaxed);
+        if self.hot.0.verbose.load(Ordering::Relaxed) {
+            (self.listener)(&Event::Rejected(reason));
+        }
         Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
     }
 
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX)
+    fn clear(&self) {
+        self.hot.0.pending.store(false, Ordering::Relaxed);
+        self.busy.0.streak.store(0, Ordering::Release);
+        if let Some(ring) = self.ring.get() {
+            ring.clear();
+        }
+        if let Some(slices) = self.slices.get() {
+            let shape = self.hot.0.shape.load(Ordering::Relaxed);
+            self.tally.past.fetch_add(slices.clear(shape), Ordering::Relaxed);
+        }
+    }
+
+    /// Puts it where the operator wants it: closed or open as a beginning from which the calls decide on; disabled,
+    /// forced open or metrics-only until this is called again. The window begins anew.
+    pub fn set(&self, state: State) {
+        let now = self.clock.now();
+        let config = self.config.load();
+        let mut word = self.hot.0.control.load(Ordering::Acquire);
+        loop {
+            let from = Control::unpack(word);
+            if from.state == state && state != State::Closed {
+                return;
+            }
+            let next = from.next(state);
+            let wait = if state == State::Open { config.open_wait(1, fastrand::f64()) } else { Duration::ZERO };
+            self.extend(next.epoch, micros(now + wait));
+            match self.hot.0.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    self.opens.store(u32::from(state == State::Open), Ordering::Release);
+                    self.clear();
+                    if from.state != state {
+                        self.tell(from.state, state, Sums::default(), wait);
+                    }
+                    return;
+                }
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// Takes over another configuration without losing state: calls under way, the state, and an open wait stay as they
+    /// are; the window stays unless its own kind or size changes.
+    pub fn reload(&self, config: Config) {
+        let config = std::sync::Arc::new(config);
+        let old = self.config.swap(config.clone());
+        let hot = &self.hot.0;
+        hot.slow.store(slow_nanos(&config), Ordering::Release);
+        let shape = Shape::of(&config).word();
+        if shape != hot.shape.load(Ordering::Acquire) {
+            // What is under way was admitted under another window: its results would be counted in the wrong one.
+            let _ = hot.control.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let control = Control::unpack(word);
+                matches!(control.state, State::Closed | State::MetricsOnly).then(|| control.next(control.state).pack())
+            });
+            self.clear();
+            hot.shape.store(shape, Ordering::Release);
+        }
+        if old.mode != config.mode {
+            self.set(initial(config.mode));
+        }
+        // A lower minimum may make a verdict out of what is there.
+        hot.pending.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the listener of every call and rejection too, or no longer.
+    pub fn tell_calls(&self, on: bool) {
+        self.hot.0.verbose.store(on, Ordering::Relaxed);
+    }
+
+    /// Whose breaker it is.
+    pub const fn name(&self) -> Name {
+        self.name
+    }
+
+    /// What it was told.
+    pub fn config(&self) -> std::sync::Arc<Config> {
+        self.config.load_full()
     }
 
     /// Where it stands. An open breaker whose wait is over stays open until the next call comes.
     pub fn state(&self) -> State {
-        Control::unpack(self.control.load(Ordering::Acquire)).state
+        let control = Control::unpack(self.hot.0.control.load(Ordering::Acquire));
+        let lapsed = control.state == State::HalfOpen && self.lapse(control, &self.config.load(), self.clock.now());
+        if lapsed { State::Open } else { control.state }
     }
 
-    /// Calls, failures and slow calls in the window.
-    pub fn sums(&self) -> (u32, u32, u32) {
-        self.ring.sums()
+    /// How long it stays open at least; zero when it is not open or lets the next call probe.
+    pub fn open_for(&self) -> Duration {
+        if self.state() == State::Open { Duration::from_micros(self.left(self.clock.now())) } else { Duration::ZERO }
     }
+
+    /// The calls that it looks back on.
+    pub fn sums(&self) -> Sums {
+        self.sums_at(self.clock.now())
+    }
+
+    fn sums_at(&self, now: Tick) -> Sums {
+        let shape = self.hot.0.shape.load(Ordering::Relaxed);
+        match Shape::kind(shape) {
+            0 => self.ring.get().map(|ring| ring.sums(Shape::size(shape) as u32)).unwrap_or_default(),
+            1 => self.slices.get().map(|slices| slices.sums(shape, now)).unwrap_or_default(),
+            _ => {
+                let failed = self.busy.0.streak.load(Ordering::Acquire);
+                Sums { calls: failed, failed, slow: 0 }
+            }
+        }
+    }
+
+    /// The last calls that went wrong, oldest first: why it opened.
+    pub fn bad_calls(&self) -> Vec<BadCall> {
+        self.history.calls()
+    }
+
+    /// What it has counted since it was made.
+    pub fn counts(&self) -> Counts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let shape = self.hot.0.shape.load(Ordering::Relaxed);
+        let live = self.slices.get().map_or(0, |slices| slices.total(shape));
+        let ring = self.ring.get().map_or(0, |ring| ring.total());
+        Counts {
+            calls: get(&self.tally.past) + get(&self.tally.probed) + live + ring,
+            failed: get(&self.tally.failed),
+            slow: get(&self.tally.slow),
+            ignored: get(&self.tally.ignored),
+            cancelled: get(&self.tally.cancelled),
+            rejected: get(&self.busy.0.rejected),
+            late: get(&self.tally.late),
+            would_open: get(&self.tally.would_open),
+        }
+    }
+}
+
+const fn initial(mode: Mode) -> State {
+    match mode {
+        Mode::Automatic => State::Closed,
+        Mode::Disabled => State::Disabled,
+        Mode::ForcedOpen => State::ForcedOpen,
+        Mode::MetricsOnly => State::MetricsOnly,
+    }
+}
+
+fn slow_nanos(config: &Config) -> u64 {
+    config.slow_call.map_or(u64::MAX, |slow| crate::clock::nanos(*slow))
+}
+
+#[inline]
+const fn micros(tick: Tick) -> u64 {
+    tick.nanos() / 1000
+}
+
+/// Nanoseconds that the service took; zero if nobody knows.
+#[inline]
+fn took(report: &Report, started: u64, now: impl FnOnce() -> Tick) -> u64 {
+    match report.took {
+        Some(took) => crate::clock::nanos(took),
+        None if started == UNSTARTED => 0,
+        None => now().nanos().saturating_sub(started),
+    }
+}
+
+fn exceeded(config: &Config, limits: &Limits, sums: Sums) -> bool {
+    match config.window {
+        Window::Consecutive(failures) => sums.failed >= failures,
+        Window::Calls(size) => sums.calls >= limits.minimum_calls.min(size) && too_many(config, limits, sums),
+        Window::Time(_) => sums.calls >= limits.minimum_calls && too_many(config, limits, sums),
+    }
+}
+
+fn too_many(config: &Config, limits: &Limits, sums: Sums) -> bool {
+    sums.failed >= limits.failure_rate.count_of(sums.calls)
+        || (config.slow_call.is_some() && sums.slow >= limits.slow_rate.count_of(sums.calls))
+}
+
+/// What a result means where nobody says otherwise: `Ok` is a success, `Err` a failure.
+pub fn outcome<T, E>(result: &Result<T, E>) -> Report {
+    if result.is_ok() { Outcome::Success } else { Outcome::Failure }.into()
 }
 
 impl AsRef<Self> for Breaker {
@@ -420,101 +822,3 @@ impl fmt::Debug for Breaker {
         f.debug_struct("Breaker").field("name", &self.name).field("state", &self.state()).finish_non_exhaustive()
     }
 }
-
-impl<B: AsRef<Breaker>> Permit<B> {
-    /// Reports how the call ended, and how long the service took: the time from its sending, without any wait before.
-    pub fn finish(mut self, outcome: Outcome, took: Duration, now: Instant) {
-        self.finished = true;
-        self.breaker.as_ref().observe(self.epoch, outcome, took, now);
-    }
-}
-
-impl<B: AsRef<Breaker>> Drop for Permit<B> {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.breaker.as_ref().release(self.epoch);
-        }
-    }
-}
-
-impl<B: AsRef<Breaker>> fmt::Debug for Permit<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("epoch", &self.epoch).finish_non_exhaustive()
-    }
-}
-
-/// The last `size` calls, one bit each for failed and slow, and their sums; exact and sliding.
-struct Ring {
-    size: u32,
-    /// How many calls have ever been recorded since it was cleared.
-    head: AtomicU32,
-    failed: Bits,
-    slow: Bits,
-}
-
-struct Bits {
-    words: Box<[AtomicU64]>,
-    sum: AtomicU32,
-}
-
-impl Ring {
-    fn new(size: u32) -> Self {
-        Self { size, head: AtomicU32::new(0), failed: Bits::new(size), slow: Bits::new(size) }
-    }
-
-    /// Takes the place of the oldest call and returns how many have been recorded.
-    fn record(&self, failed: bool, slow: bool) -> u32 {
-        let head = self.head.fetch_add(1, Ordering::AcqRel);
-        let at = head % self.size;
-        if head >= 2 * self.size {
-            // Keeps the counter from wrapping; a multiple of the size leaves every place where it is.
-            let _ = self.head.compare_exchange(head + 1, head + 1 - self.size, Ordering::AcqRel, Ordering::Relaxed);
-        }
-        self.failed.set(at, failed);
-        self.slow.set(at, slow);
-        head + 1
-    }
-
-    fn sums(&self) -> (u32, u32, u32) {
-        let calls = self.head.load(Ordering::Acquire).min(self.size);
-        (calls, self.failed.sum.load(Ordering::Acquire), self.slow.sum.load(Ordering::Acquire))
-    }
-
-    fn clear(&self) {
-        self.failed.clear();
-        self.slow.clear();
-        self.head.store(0, Ordering::Release);
-    }
-}
-
-impl Bits {
-    fn new(size: u32) -> Self {
-        let words = (0..size.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { words, sum: AtomicU32::new(0) }
-    }
-
-    fn set(&self, at: u32, on: bool) {
-        let word = &self.words[at as usize / 64];
-        let bit = 1 << (at % 64);
-        // The common case, a success over a success, writes nothing.
-        if (word.load(Ordering::Relaxed) & bit != 0) == on {
-            return;
-        }
-        if on && word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-            self.sum.fetch_add(1, Ordering::AcqRel);
-        } else if !on && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            self.sum.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Every cleared bit takes its own one off the sum, so that a racing `set` cannot make the two disagree.
-    fn clear(&self) {
-        for word in &self.words {
-            let bits = word.swap(0, Ordering::AcqRel).count_ones();
-            self.sum.fetch_sub(bits, Ordering::AcqRel);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use seawall_types::{Period, Ratio, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use crate::Name;
-use crate::breaker::{self, Breaker, Window};
+use crate::breaker::{self, Breaker, BreakerConfig};
 use crate::bulkhead::{self, Bulkhead};
 use crate::retry::{Budget, Retry};
+use crate::{Clock, Name, Problems};
 
 /// How a service is called, wherever it is called from. What is not given is taken from the policy `default`, and
 /// from Seawall's own defaults after that, field by field.
@@ -45,30 +45,6 @@ pub struct RetryConfig {
     pub budget: Option<Ratio>,
 }
 
-/// When to stop calling a service that fails, and when to trust it again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BreakerConfig {
-    /// `false` switches it off. Default true.
-    pub enabled: Option<bool>,
-    /// Opens when this share of the window failed. Default 50%.
-    pub failure_rate: Option<Ratio>,
-    /// A call that takes longer is slow. Default: none is.
-    pub slow_call: Option<Period>,
-    /// Opens when this share of the window was slow. Default 100%.
-    pub slow_rate: Option<Ratio>,
-    /// How many calls to look back on. Default 100 calls.
-    pub window: Option<Window>,
-    /// No verdict before this many calls. Default 20, or the window if that is shorter.
-    #[schemars(range(min = 1, max = 10000))]
-    pub minimum_calls: Option<u32>,
-    /// How long it stays open before it probes. Default 10s.
-    pub open_for: Option<Period>,
-    /// How many probes decide. Default 5.
-    #[schemars(range(min = 1, max = 1000))]
-    pub half_open_calls: Option<u16>,
-}
-
 /// How many calls may be under way at once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -89,7 +65,7 @@ impl PolicyConfig {
     /// Fills what is absent from `base`.
     #[must_use]
     fn or(&self, base: &Self) -> Self {
-        let (r, rb, b, bb) = (&self.retry, &base.retry, &self.breaker, &base.breaker);
+        let (r, rb) = (&self.retry, &base.retry);
         let (h, hb) = (&self.bulkhead, &base.bulkhead);
         Self {
             timeout: self.timeout.or(base.timeout),
@@ -100,16 +76,7 @@ impl PolicyConfig {
                 max_backoff: r.max_backoff.or(rb.max_backoff),
                 budget: r.budget.or(rb.budget),
             },
-            breaker: BreakerConfig {
-                enabled: b.enabled.or(bb.enabled),
-                failure_rate: b.failure_rate.or(bb.failure_rate),
-                slow_call: b.slow_call.or(bb.slow_call),
-                slow_rate: b.slow_rate.or(bb.slow_rate),
-                window: b.window.or(bb.window),
-                minimum_calls: b.minimum_calls.or(bb.minimum_calls),
-                open_for: b.open_for.or(bb.open_for),
-                half_open_calls: b.half_open_calls.or(bb.half_open_calls),
-            },
+            breaker: self.breaker.or(&base.breaker),
             bulkhead: BulkheadConfig {
                 enabled: h.enabled.or(hb.enabled),
                 concurrent: h.concurrent.or(hb.concurrent),
@@ -120,49 +87,20 @@ impl PolicyConfig {
     }
 
     /// Every value that is out of its range, as `(path below the policy, what is wrong)`.
-    pub fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut found = Vec::new();
-        let mut positive = |path, value: Option<Period>| {
-            if value.is_some_and(|period| period.is_zero()) {
-                found.push((path, "must be longer than zero".to_owned()));
-            }
-        };
-        positive("timeout", self.timeout);
-        positive("attempt_timeout", self.attempt_timeout);
-        positive("breaker.slow_call", self.breaker.slow_call);
-        positive("breaker.open_for", self.breaker.open_for);
-        let mut range = |path, value: Option<u32>, low: u32, high: u32| {
-            if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
-                found.push((path, format!("is {value}, allowed is {low} to {high}")));
-            }
-        };
-        range("retry.attempts", self.retry.attempts, 1, 20);
-        range("breaker.minimum_calls", self.breaker.minimum_calls, 1, Window::MAX);
-        range("breaker.half_open_calls", self.breaker.half_open_calls.map(u32::from), 1, 1000);
-        range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
-        range("bulkhead.queue", self.bulkhead.queue, 0, 1_000_000);
-        for (path, share) in
-            [("breaker.failure_rate", self.breaker.failure_rate), ("breaker.slow_rate", self.breaker.slow_rate)]
-        {
-            if share.is_some_and(|share| share.get() == 0.0) {
-                found.push((path, "must be more than 0%, or nothing would ever pass".to_owned()));
-            }
-        }
-        if let (Some(backoff), Some(most)) = (self.retry.backoff, self.retry.max_backoff)
-            && backoff > most
-        {
-            found.push(("retry.backoff", format!("of {backoff} is longer than max_backoff of {most}")));
-        }
-        if let (Some(attempt), Some(whole)) = (self.attempt_timeout, self.timeout)
-            && attempt > whole
-        {
-            found.push(("attempt_timeout", format!("of {attempt} is longer than timeout of {whole}")));
-        }
-        found
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Problems::default();
+        found.positive("timeout", self.timeout);
+        found.positive("attempt_timeout", self.attempt_timeout);
+        found.range("retry.attempts", self.retry.attempts, 1, 20);
+        found.range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
+        found.range("bulkhead.queue", self.bulkhead.queue, 0, 1_000_000);
+        found.ordered("retry.backoff", self.retry.backoff, "max_backoff", self.retry.max_backoff);
+        found.ordered("attempt_timeout", self.attempt_timeout, "timeout", self.timeout);
+        self.breaker.problems(&mut found);
+        found.into_vec()
     }
 
     fn resolve(&self) -> Policy {
-        let window = self.breaker.window.or(Window::calls(100)).expect("100 is within the range");
         let concurrent = self.bulkhead.concurrent.unwrap_or(1024).max(1);
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
@@ -173,15 +111,7 @@ impl PolicyConfig {
                 max_backoff: self.retry.max_backoff.unwrap_or(Period::secs(1)),
                 budget: self.retry.budget.unwrap_or(Ratio::percent(20)),
             },
-            breaker: self.breaker.enabled.unwrap_or(true).then(|| breaker::Config {
-                failure_rate: self.breaker.failure_rate.unwrap_or(Ratio::percent(50)),
-                slow_call: self.breaker.slow_call,
-                slow_rate: self.breaker.slow_rate.unwrap_or(Ratio::percent(100)),
-                window,
-                minimum_calls: self.breaker.minimum_calls.unwrap_or(20).clamp(1, window.get()),
-                open_for: self.breaker.open_for.unwrap_or(Period::secs(10)),
-                half_open_calls: self.breaker.half_open_calls.unwrap_or(5).max(1),
-            }),
+            breaker: self.breaker.resolve(),
             bulkhead: self.bulkhead.enabled.unwrap_or(true).then(|| bulkhead::Config {
                 concurrent,
                 wait: self.bulkhead.wait.unwrap_or_default(),
@@ -238,7 +168,10 @@ impl Guard {
     /// Fresh state for `policy`. `listener` hears of the breaker's transitions.
     pub fn new(name: Arc<str>, policy: Policy, listener: breaker::Listener) -> Self {
         Self {
-            breaker: policy.breaker.clone().map(|config| Arc::new(Breaker::new(Name::new(&name), config, listener))),
+            breaker: policy
+                .breaker
+                .clone()
+                .map(|config| Arc::new(Breaker::new(Name::new(&name), config, Clock::default(), listener))),
             bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
             budget: Budget::new(policy.retry.budget),
             name,
@@ -255,7 +188,7 @@ mod tests {
     fn a_service_takes_from_the_default_field_by_field() {
         let name = |text: &str| ServiceName::try_new(text).unwrap();
         let mut base = PolicyConfig { timeout: Some(Period::secs(3)), ..PolicyConfig::default() };
-        base.breaker.window = Window::calls(7);
+        base.breaker.window = breaker::Window::calls(7);
         let mut payment = PolicyConfig::default();
         payment.breaker.failure_rate = Some(Ratio::percent(30));
         payment.bulkhead.enabled = Some(false);
@@ -263,7 +196,9 @@ mod tests {
         let payment = policies.of("payment");
         let breaker = payment.breaker.unwrap();
         assert_eq!(payment.timeout, Period::secs(3));
-        assert_eq!((breaker.failure_rate, breaker.window.get(), breaker.minimum_calls), (Ratio::percent(30), 7, 7));
+        let limits = breaker.limits;
+        assert_eq!((limits.failure_rate, limits.minimum_calls), (Ratio::percent(30), 7));
+        assert_eq!(breaker.window, breaker::Window::Calls(7));
         assert_eq!(payment.bulkhead, None);
         assert_eq!(policies.of("other").bulkhead.unwrap().concurrent, 1024);
         assert_eq!(Policies::default().of("x").timeout, Period::secs(10));
@@ -279,6 +214,6 @@ mod tests {
         policy.retry.attempts = Some(0);
         policy.breaker.failure_rate = Some(Ratio::percent(0));
         let paths: Vec<_> = policy.problems().into_iter().map(|(path, _)| path).collect();
-        assert_eq!(paths, ["timeout", "retry.attempts", "breaker.failure_rate", "attempt_timeout"]);
+        assert_eq!(paths, ["timeout", "retry.attempts", "attempt_timeout", "breaker.failure_rate"]);
     }
 }

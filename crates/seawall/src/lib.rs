@@ -4,14 +4,13 @@
 //! process finds them here: the policies, graceful shutdown, and the registry's client.
 //!
 //! ```
-//! use std::time::{Duration, Instant};
 //! use seawall::resilience::{Breaker, Guard, Outcome, Policies};
 //!
 //! let policies = Policies::default();
 //! let guard = Guard::new("payment".into(), policies.of("payment"), Box::new(|transition| eprintln!("{transition}")));
 //! let breaker = guard.breaker.as_ref().expect("on by default");
-//! let permit = Breaker::try_acquire(breaker.clone(), Instant::now())?;
-//! permit.finish(Outcome::Success, Duration::from_millis(3), Instant::now());
+//! let permit = Breaker::try_acquire(breaker.clone())?;
+//! permit.finish(Outcome::Success);
 //! # Ok::<(), seawall::resilience::Rejected>(())
 //! ```
 

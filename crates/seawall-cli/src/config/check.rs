@@ -77,8 +77,8 @@ impl Checker<'_> {
                 self.known(&["policies", name.as_str()], name);
             }
             for (path, what) in policy.problems() {
-                let field = path.rsplit('.').next().unwrap_or(path);
-                self.at(&["policies", name.as_str()], path, format!("`{field}` {what}"));
+                let field = path.rsplit('.').next().unwrap_or(&path);
+                self.at(&["policies", name.as_str()], &path, format!("`{field}` {what}"));
             }
         }
     }
