@@ -100,7 +100,8 @@ impl PolicyConfig {
         found.into_vec()
     }
 
-    fn resolve(&self) -> Policy {
+    /// The policy with nothing left open: what is absent is as Seawall has it by default.
+    pub fn complete(&self) -> Policy {
         let concurrent = self.bulkhead.concurrent.unwrap_or(1024).max(1);
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
@@ -145,7 +146,7 @@ impl Policies {
     /// The policy of `service`, complete.
     pub fn of(&self, service: &str) -> Policy {
         let base = self.0.get("default").cloned().unwrap_or_default();
-        self.0.get(service).map_or_else(|| base.resolve(), |policy| policy.or(&base).resolve())
+        self.0.get(service).map_or_else(|| base.complete(), |policy| policy.or(&base).complete())
     }
 }
 

@@ -227,15 +227,17 @@ impl BreakerConfig {
             found.some("breaker.watch.failure_rate", watch.failure_rate, "it would always have opened");
             found.some("breaker.watch.slow_rate", watch.slow_rate, "it would always have opened");
         }
+        let exact = self.semantics == Some(Semantics::Resilience4j);
         match self.window {
-            Some(Window::Calls(size)) if self.minimum_calls.is_some_and(|minimum| minimum > size) => {
+            // Resilience4j takes the smaller of the two, and so does its mode.
+            Some(Window::Calls(size)) if !exact && self.minimum_calls.is_some_and(|minimum| minimum > size) => {
                 let minimum = self.minimum_calls.unwrap_or_default();
                 found.add("breaker.minimum_calls", format!("of {minimum} is more than the window of {size} calls"));
             }
             Some(Window::Consecutive(_)) if self.failure_rate.is_some() || self.minimum_calls.is_some() => {
                 found.add("breaker.window", "counts failures in a row: no `failure_rate` or `minimum_calls` beside it");
             }
-            Some(Window::Time(period)) if self.semantics == Some(Semantics::Resilience4j) => {
+            Some(Window::Time(period)) if exact => {
                 if period.subsec_nanos() != 0 || period > SECONDS {
                     found.add("breaker.window", format!("of {period} must be whole seconds up to {SECONDS} here"));
                 }
@@ -255,7 +257,7 @@ impl BreakerConfig {
             failure_rate: self.failure_rate.unwrap_or(base.limits.failure_rate),
             slow_rate: self.slow_rate.unwrap_or(base.limits.slow_rate),
             minimum_calls: match window {
-                Window::Calls(size) => minimum_calls.clamp(1, size),
+                Window::Calls(size) if self.semantics != Some(Semantics::Resilience4j) => minimum_calls.clamp(1, size),
                 _ => minimum_calls.max(1),
             },
         };
