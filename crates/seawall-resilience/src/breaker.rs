@@ -141,12 +141,36 @@ struct Hot {
     shape: AtomicU64,
     /// A call that takes more nanoseconds is slow.
     slow: AtomicU64,
-    /// There were bad calls, and too few calls for a verdict: a success may bring it about.
-    pending: AtomicBool,
-    /// Calls are told of, too.
-    verbose: AtomicBool,
+    /// [`PENDING`], [`VERBOSE`], [`WATCHES_SLOW`].
+    flags: AtomicU32,
     /// Until when it stays open or waits for its probes: `epoch:16 | microseconds:48`.
     until: AtomicU64,
+}
+
+/// There were bad calls, and too few calls for a verdict: a success may bring it about.
+const PENDING: u32 = 1;
+/// Calls are told of, too.
+const VERBOSE: u32 = 2;
+/// There is such a thing as a slow call.
+const WATCHES_SLOW: u32 = 4;
+
+impl Hot {
+    #[inline]
+    fn has(&self, flag: u32) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag != 0
+    }
+
+    fn flag(&self, flag: u32, on: bool) {
+        // Written only where it changes: every call reads this line.
+        if self.has(flag) == on {
+            return;
+        }
+        if on {
+            self.flags.fetch_or(flag, Ordering::AcqRel);
+        } else {
+            self.flags.fetch_and(!flag, Ordering::AcqRel);
+        }
+    }
 }
 
 /// What is written while things go wrong.
@@ -184,8 +208,7 @@ impl Breaker {
                 control: AtomicU64::new(Control::new(state, 0).pack()),
                 shape: AtomicU64::new(Shape::of(&config).word()),
                 slow: AtomicU64::new(slow_nanos(&config)),
-                pending: AtomicBool::new(false),
-                verbose: AtomicBool::new(false),
+                flags: AtomicU32::new(if config.slow_call.is_some() { WATCHES_SLOW } else { 0 }),
                 until: AtomicU64::new(0),
             }),
             ring: OnceLock::new(),
@@ -232,8 +255,7 @@ impl Breaker {
     fn acquire_lazily<B: AsRef<Self>>(this: B) -> Result<Permit<B>, Rejected> {
         let breaker = this.as_ref();
         let epoch = breaker.admit(|| breaker.clock.now())?;
-        let watched = breaker.hot.0.slow.load(Ordering::Relaxed) != u64::MAX;
-        let started = if watched { breaker.clock.now().nanos() } else { UNSTARTED };
+        let started = if breaker.hot.0.has(WATCHES_SLOW) { breaker.clock.now().nanos() } else { UNSTARTED };
         Ok(Permit { breaker: this, epoch, settled: false, started })
     }
 
@@ -385,16 +407,16 @@ impl Breaker {
     fn observe(&self, epoch: u32, started: u64, report: &Report, now: impl Fn() -> Tick) {
         let hot = &self.hot.0;
         let control = Control::unpack(hot.control.load(Ordering::Acquire));
-        let slow_after = hot.slow.load(Ordering::Relaxed);
+        let flags = hot.flags.load(Ordering::Relaxed);
         let usual = control.epoch == epoch && control.state == State::Closed && report.outcome == Outcome::Success;
-        if !usual || hot.verbose.load(Ordering::Relaxed) {
-            return self.observe_unusual(control, epoch, started, report, now());
+        if !usual || flags & VERBOSE != 0 {
+            return self.observe_unusual(control, epoch, started, report, &now);
         }
         let shape = hot.shape.load(Ordering::Relaxed);
         let mut time = None;
         let mut now = || *time.get_or_insert_with(&now);
-        let slow = slow_after != u64::MAX && took(report, started, &mut now) > slow_after;
-        let look = self.record(shape, false, slow, &mut now) | slow | hot.pending.load(Ordering::Relaxed);
+        let slow = flags & WATCHES_SLOW != 0 && took(report, started, &mut now) > hot.slow.load(Ordering::Relaxed);
+        let look = self.record(shape, false, slow, &mut now) | slow | (flags & PENDING != 0);
         if look {
             let now = now();
             if slow {
@@ -405,10 +427,14 @@ impl Breaker {
     }
 
     #[cold]
-    fn observe_unusual(&self, control: Control, epoch: u32, started: u64, report: &Report, now: Tick) {
-        if self.hot.0.verbose.load(Ordering::Relaxed) {
+    fn observe_unusual(&self, control: Control, epoch: u32, started: u64, report: &Report, now: &dyn Fn() -> Tick) {
+        if self.hot.0.has(VERBOSE) {
             (self.listener)(&Event::Call(*report));
         }
+        if control.state == State::Disabled {
+            return;
+        }
+        let now = now();
         let lapsed = control.state == State::HalfOpen && self.lapse(control, &self.config.load(), now);
         if control.epoch != epoch || lapsed {
             // A late result never decides a newer state.
@@ -425,14 +451,14 @@ impl Breaker {
         if failed && let Some(after) = report.retry_after {
             self.wanted.fetch_max(micros(now + after), Ordering::AcqRel);
         }
-        if (failed || slow) && control.state != State::Disabled {
+        if failed || slow {
             self.remember(report, started, now);
         }
         match control.state {
             State::Closed | State::MetricsOnly => {
                 let shape = self.hot.0.shape.load(Ordering::Relaxed);
                 let moved = self.record(shape, failed, slow, || now);
-                if failed || slow || moved || self.hot.0.pending.load(Ordering::Relaxed) {
+                if failed || slow || moved || self.hot.0.has(PENDING) {
                     self.judge(epoch, now);
                 }
             }
@@ -488,9 +514,7 @@ impl Breaker {
         let fewest = config.watch.map_or(0, |watch| watch.minimum_calls).max(config.limits.minimum_calls);
         let pending =
             sums.failed + sums.slow > 0 && sums.calls < fewest && !matches!(config.window, Window::Consecutive(_));
-        if self.hot.0.pending.load(Ordering::Relaxed) != pending {
-            self.hot.0.pending.store(pending, Ordering::Relaxed);
-        }
+        self.hot.0.flag(PENDING, pending);
         let control = Control::unpack(self.hot.0.control.load(Ordering::Acquire));
         if control.epoch != epoch {
             return;
@@ -627,14 +651,14 @@ impl Breaker {
     #[inline]
     fn reject(&self, reason: Reason, retry_after: Option<Duration>) -> Rejected {
         self.busy.0.rejected.fetch_add(1, Ordering::Relaxed);
-        if self.hot.0.verbose.load(Ordering::Relaxed) {
+        if self.hot.0.has(VERBOSE) {
             (self.listener)(&Event::Rejected(reason));
         }
         Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
     }
 
     fn clear(&self) {
-        self.hot.0.pending.store(false, Ordering::Relaxed);
+        self.hot.0.flag(PENDING, false);
         self.busy.0.streak.store(0, Ordering::Release);
         if let Some(ring) = self.ring.get() {
             ring.clear();
@@ -680,6 +704,7 @@ impl Breaker {
         let old = self.config.swap(config.clone());
         let hot = &self.hot.0;
         hot.slow.store(slow_nanos(&config), Ordering::Release);
+        hot.flag(WATCHES_SLOW, config.slow_call.is_some());
         let shape = Shape::of(&config).word();
         if shape != hot.shape.load(Ordering::Acquire) {
             // What is under way was admitted under another window: its results would be counted in the wrong one.
@@ -694,12 +719,12 @@ impl Breaker {
             self.set(initial(config.mode));
         }
         // A lower minimum may make a verdict out of what is there.
-        hot.pending.store(true, Ordering::Relaxed);
+        hot.flag(PENDING, true);
     }
 
     /// Tells the listener of every call and rejection too, or no longer.
     pub fn tell_calls(&self, on: bool) {
-        self.hot.0.verbose.store(on, Ordering::Relaxed);
+        self.hot.0.flag(VERBOSE, on);
     }
 
     /// Whose breaker it is.

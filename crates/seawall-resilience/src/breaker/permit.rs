@@ -102,11 +102,11 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
     pub(crate) fn turn<T, E, X>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
+        classify: impl FnOnce(&mut J, &Result<T, E>) -> Report,
         inner: impl FnOnce(E) -> X,
     ) -> Poll<Result<T, X>>
     where
         F: Future<Output = Result<T, E>>,
-        J: FnMut(&Result<T, E>) -> Report,
         X: From<Rejected>,
     {
         match self.project().state.project() {
@@ -115,7 +115,7 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
                 // A panic is caught by the executor long before the permit is dropped: it has to be noticed here.
                 let panics = Panics(permit);
                 let polled = future.poll(cx);
-                let report = if let Poll::Ready(result) = &polled { Some(judge(result)) } else { None };
+                let report = if let Poll::Ready(result) = &polled { Some(classify(judge, result)) } else { None };
                 std::mem::forget(panics);
                 match report {
                     Some(report) => permit.settle(&report),
@@ -137,7 +137,7 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.turn(cx, CallError::Inner)
+        self.turn(cx, |judge, result| judge(result), CallError::Inner)
     }
 }
 

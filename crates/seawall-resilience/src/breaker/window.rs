@@ -10,7 +10,7 @@ use seawall_types::Period;
 
 use super::config::{Config, Window};
 use crate::Tick;
-use crate::sync::{AtomicU32, AtomicU64, Line, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// What a window adds up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,35 +74,49 @@ impl Shape {
     }
 }
 
-/// How many rows of this many words there is room and use for, as a power of two.
+/// How many rows of this many words there is room and use for, as a power of two. Threads are more than cores, and come
+/// and go: with four rows a core two that run at once seldom share one.
 fn rows(stride: usize) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (WORDS / stride).min(cores.next_power_of_two()).max(1).ilog2()
+    (WORDS / stride).min(4 * cores.next_power_of_two()).max(1).ilog2()
 }
 
 /// The last calls, one bit each for failed and slow, and their sums; exact and sliding.
+///
+/// While nothing in the window is bad, and that is nearly always, a success finds no bit to take back: it costs the
+/// step of the head and one look at the sums.
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// How many calls have been recorded; kept below twice the size.
-    head: Line<AtomicU32>,
-    /// How often a whole window was taken off the head.
-    laps: AtomicU64,
-    failed: Bits,
-    slow: Bits,
+    /// How many calls have ever been recorded.
+    head: Head,
+    /// Where the head stood when the window was cleared.
+    base: AtomicU64,
+    /// `failed:32 | slow:32`
+    sums: AtomicU64,
+    failed: Box<[AtomicU64]>,
+    slow: Box<[AtomicU64]>,
 }
 
+/// The one word that all cores write. Some processors fetch lines in pairs, so it gets a pair.
 #[derive(Debug)]
-struct Bits {
-    words: Box<[AtomicU64]>,
-    sum: AtomicU32,
-}
+#[repr(align(128))]
+struct Head(AtomicU64);
 
 /// Room for the longest window, so that it can change its size while it is in use.
 const BITS: usize = if cfg!(feature = "loom") { 1 } else { Window::MAX.div_ceil(64) as usize };
+const FAILED: u64 = 1 << 32;
+const SLOW: u64 = 1;
 
 impl Default for Ring {
     fn default() -> Self {
-        Self { head: Line(AtomicU32::new(0)), laps: AtomicU64::new(0), failed: Bits::new(), slow: Bits::new() }
+        let bits = || (0..BITS).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            head: Head(AtomicU64::new(0)),
+            base: AtomicU64::new(0),
+            sums: AtomicU64::new(0),
+            failed: bits(),
+            slow: bits(),
+        }
     }
 }
 
@@ -111,69 +125,46 @@ impl Ring {
     #[inline]
     pub(super) fn record(&self, size: u32, failed: bool, slow: bool) {
         let head = self.head.0.fetch_add(1, Ordering::AcqRel);
-        let at = head % size;
-        if head >= 2 * size {
-            self.turn(head + 1, size);
-        }
-        self.failed.set(at, failed);
-        self.slow.set(at, slow);
-    }
-
-    /// Keeps the head from wrapping; a multiple of the size leaves every place where it is.
-    #[cold]
-    fn turn(&self, head: u32, size: u32) {
-        if self.head.0.compare_exchange(head, head - size, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            self.laps.fetch_add(u64::from(size), Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn sums(&self, size: u32) -> Sums {
-        let calls = self.head.0.load(Ordering::Acquire).min(size);
-        let sum = |bits: &Bits| bits.sum.load(Ordering::Acquire).min(calls);
-        Sums { calls, failed: sum(&self.failed), slow: sum(&self.slow) }
-    }
-
-    pub(super) fn total(&self) -> u64 {
-        self.laps.load(Ordering::Relaxed) + u64::from(self.head.0.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn clear(&self) {
-        self.failed.clear();
-        self.slow.clear();
-        let head = self.head.0.swap(0, Ordering::AcqRel);
-        self.laps.fetch_add(u64::from(head), Ordering::Relaxed);
-    }
-}
-
-impl Bits {
-    fn new() -> Self {
-        Self { words: (0..BITS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU32::new(0) }
-    }
-
-    #[inline]
-    fn set(&self, at: u32, on: bool) {
-        let word = &self.words[at as usize / 64];
-        let bit = 1 << (at % 64);
-        // The common case, a success over a success, writes nothing.
-        if (word.load(Ordering::Relaxed) & bit != 0) != on {
-            self.change(word, bit, on);
+        if failed | slow | (self.sums.load(Ordering::Relaxed) != 0) {
+            let at = (head % u64::from(size)) as u32;
+            self.set(&self.failed, FAILED, at, failed);
+            self.set(&self.slow, SLOW, at, slow);
         }
     }
 
     /// Whoever flips the bit moves the sum, so that the two never part.
-    fn change(&self, word: &AtomicU64, bit: u64, on: bool) {
+    fn set(&self, bits: &[AtomicU64], one: u64, at: u32, on: bool) {
+        let word = &bits[at as usize / 64];
+        let bit = 1 << (at % 64);
+        if (word.load(Ordering::Relaxed) & bit != 0) == on {
+            return;
+        }
         if on && word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-            self.sum.fetch_add(1, Ordering::AcqRel);
+            self.sums.fetch_add(one, Ordering::AcqRel);
         } else if !on && word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-            self.sum.fetch_sub(1, Ordering::AcqRel);
+            self.sums.fetch_sub(one, Ordering::AcqRel);
         }
     }
 
-    fn clear(&self) {
-        for word in &self.words {
-            let bits = word.swap(0, Ordering::AcqRel).count_ones();
-            self.sum.fetch_sub(bits, Ordering::AcqRel);
+    pub(super) fn sums(&self, size: u32) -> Sums {
+        let since = self.head.0.load(Ordering::Acquire).saturating_sub(self.base.load(Ordering::Acquire));
+        let calls = u32::try_from(since).unwrap_or(u32::MAX).min(size);
+        let sums = self.sums.load(Ordering::Acquire);
+        Sums { calls, failed: ((sums / FAILED) as u32).min(calls), slow: (sums as u32).min(calls) }
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.head.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn clear(&self) {
+        for (bits, one) in [(&self.failed, FAILED), (&self.slow, SLOW)] {
+            for word in bits {
+                let count = word.swap(0, Ordering::AcqRel).count_ones();
+                self.sums.fetch_sub(u64::from(count) * one, Ordering::AcqRel);
+            }
         }
+        self.base.store(self.head.0.load(Ordering::Acquire), Ordering::Release);
     }
 }
 

@@ -1,0 +1,85 @@
+//! The policies as [tower] layers, for those who want another order than that of a [`crate::Guard`].
+//!
+//! A layer holds its policy by a handle (`&'static`, `Arc`, or one of your own), so applying it twice, or once for each
+//! request as axum does, shares the state. A layer passes readiness through and decides in `call`: nothing is reserved
+//! by a service that is ready and never called, and a rejection is an answer, never a wait in `poll_ready`.
+//!
+//! Errors stay flat: a layer puts its [`Rejected`] into the error of the service below, which has to be a
+//! [`GuardedError`]. [`CallError`] and tower's `BoxError` are; [`errors`] makes a [`CallError`] of any other.
+//!
+//! [tower]: https://docs.rs/tower
+
+mod breaker;
+mod errors;
+
+pub use breaker::{BreakerLayer, BreakerService};
+pub use errors::{ErrorsLayer, ErrorsService, errors};
+
+use crate::{CallError, Outcome, PolicyName, Rejected, Report};
+
+/// An error that may be a policy's rejection.
+pub trait GuardedError: From<Rejected> {
+    /// The rejection, if it is one.
+    fn rejection(&self) -> Option<&Rejected>;
+}
+
+impl GuardedError for Rejected {
+    fn rejection(&self) -> Option<&Rejected> {
+        Some(self)
+    }
+}
+
+impl<E> GuardedError for CallError<E> {
+    fn rejection(&self) -> Option<&Rejected> {
+        self.rejected()
+    }
+}
+
+impl GuardedError for Box<dyn std::error::Error + Send + Sync> {
+    fn rejection(&self) -> Option<&Rejected> {
+        self.downcast_ref()
+    }
+}
+
+/// Says what a result means to a policy. Implemented by functions of `&Result<T, E>`, and by [`Usual`].
+pub trait Classify<T, E> {
+    /// What it means.
+    fn classify(&self, result: &Result<T, E>) -> Report;
+}
+
+impl<F, T, E> Classify<T, E> for F
+where
+    F: Fn(&Result<T, E>) -> Report,
+{
+    fn classify(&self, result: &Result<T, E>) -> Report {
+        self(result)
+    }
+}
+
+/// The usual meaning: `Ok` is a success; an error is a failure, unless a policy further in turned the call away before
+/// it was made. A time limit that ended it is a failure.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usual;
+
+impl<T, E: GuardedError> Classify<T, E> for Usual {
+    #[inline]
+    fn classify(&self, result: &Result<T, E>) -> Report {
+        match result {
+            Ok(_) => Outcome::Success.into(),
+            Err(error) => failure(error.rejection()),
+        }
+    }
+}
+
+#[cold]
+fn failure(rejection: Option<&Rejected>) -> Report {
+    match rejection {
+        Some(rejected) if rejected.policy == PolicyName::Timeout => {
+            Report { cause: "timeout", ..Outcome::Failure.into() }
+        }
+        // Chaos stands in for the service.
+        Some(rejected) if rejected.policy == PolicyName::Chaos => Report { cause: "chaos", ..Outcome::Failure.into() },
+        Some(_) => Outcome::Ignored.into(),
+        None => Outcome::Failure.into(),
+    }
+}
