@@ -131,6 +131,14 @@ impl ResponseBody {
         }
     }
 
+    /// The rest is not wanted: the head decides how the call went. hyper drains what little is left, or closes the
+    /// connection; a kept one that is not ready is passed over.
+    pub(crate) fn leave(&mut self) {
+        if let Some(record) = self.record.take() {
+            record.complete();
+        }
+    }
+
     /// Hands the record over once the body has ended.
     fn settle(&mut self) {
         if self.is_end_stream()

@@ -21,7 +21,7 @@ pub mod server;
 pub mod upstream;
 
 pub use body::{RequestBody, ResponseBody};
-pub use client::{CallError, Client};
+pub use client::{Answer, CallError, Client, ReadError};
 pub use pipeline::{Matched, Pipeline, Route, RouteError, Router};
 pub use server::{Server, ServerConfig};
 pub use upstream::Upstreams;

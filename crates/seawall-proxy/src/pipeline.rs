@@ -311,7 +311,7 @@ fn route(router: &impl Router, parts: &Parts) -> Result<Matched, RouteError> {
 }
 
 /// `/a/../b` may mean one thing to the router and another to the service; it is refused, its dots or slashes encoded or not.
-fn has_dot_segment(path: &str) -> bool {
+pub(crate) fn has_dot_segment(path: &str) -> bool {
     let walks = |path: &str| path.split('/').any(|segment| segment == "." || segment == "..");
     if !path.contains("%2") {
         return path.contains("/.") && walks(path);

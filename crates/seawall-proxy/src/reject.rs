@@ -174,8 +174,23 @@ impl From<Rejected> for Rejection {
 /// that was called: one that hands on the headers of its own failed call does not speak of itself.
 pub fn promises_unsent(headers: &http::HeaderMap, service: &str) -> bool {
     let Some(mark) = headers.get(REJECTED).and_then(|mark| mark.to_str().ok()) else { return false };
-    let instance = mark.split("; ").find_map(|part| part.strip_prefix("instance=\"")?.strip_suffix('"'));
-    mark.ends_with(UNSENT) && instance == Some(service)
+    mark.ends_with(UNSENT) && instance(mark) == Some(service)
+}
+
+/// What a response from the next hop says if it is a rejection of a call of `service` rather than the service's own
+/// answer; the words for people are in its body.
+pub fn rejected(headers: &http::HeaderMap, service: &str) -> Option<Rejection> {
+    let mark = headers.get(REJECTED)?.to_str().ok()?;
+    let word = mark.split("; ").next()?;
+    // A word that we do not know, from a later version perhaps, still means that the service was not reached by it.
+    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::Connect);
+    let seconds = mark.split("; ").find_map(|part| part.strip_prefix("retry_after=")?.parse().ok());
+    let rejection = Rejection::unsent(reason, instance(mark).filter(|name| *name == service)?.into(), "");
+    Some(Rejection { retry_after: seconds.map(Duration::from_secs), sent: !mark.ends_with(UNSENT), ..rejection })
+}
+
+fn instance(mark: &str) -> Option<&str> {
+    mark.split("; ").find_map(|part| part.strip_prefix("instance=\"")?.strip_suffix('"'))
 }
 
 /// Takes back the promise of the last hop, because an earlier attempt may have arrived.
@@ -204,6 +219,9 @@ mod tests {
         assert_eq!(text("retry-after"), "12");
         assert!(promises_unsent(response.headers(), "payment"));
         assert!(!promises_unsent(response.headers(), "order"), "it is payment that has not seen it");
+        let read = rejected(response.headers(), "payment").unwrap();
+        assert_eq!((read.reason, read.retry_after, read.sent), (Reason::Breaker, Some(Duration::from_secs(12)), false));
+        assert_eq!(rejected(response.headers(), "order"), None);
         let mut headers = response.headers().clone();
         withdraw_promise(&mut headers);
         assert_eq!(headers[REJECTED], "breaker; instance=\"payment\"; retry_after=12; sent=?1");
