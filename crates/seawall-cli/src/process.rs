@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use seawall_drain::Signals;
 
 use crate::config::{Loaded, load};
 
@@ -29,11 +29,6 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Resolves at SIGTERM or SIGINT.
 pub(crate) async fn stopped() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    Signals::listen().context("cannot listen for SIGTERM and SIGINT")?.recv().await;
     Ok(())
 }
