@@ -11,6 +11,7 @@
 pub mod breaker;
 pub mod bulkhead;
 pub mod clock;
+pub mod http;
 pub mod layer;
 mod name;
 mod policy;
