@@ -11,20 +11,26 @@
 pub mod breaker;
 pub mod bulkhead;
 pub mod clock;
+pub mod deadline;
 pub mod http;
 pub mod layer;
 mod name;
 mod policy;
 mod problems;
+pub mod rate_limit;
 pub mod retry;
 mod sync;
+pub mod timeout;
 mod verdict;
 
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
 pub use clock::{Clock, Tick};
+pub use deadline::Deadline;
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
+pub use rate_limit::{RateLimitConfig, RateLimiter};
 pub use retry::{Budget, Retry};
+pub use timeout::Timeout;
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};
