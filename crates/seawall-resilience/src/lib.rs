@@ -10,6 +10,7 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod chain;
 pub mod clock;
 mod name;
 mod policy;
@@ -20,9 +21,10 @@ mod verdict;
 
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
+pub use chain::Chain;
 pub use clock::{Clock, Tick};
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
-pub use retry::{Budget, Retry};
+pub use retry::{Budget, Retrier, Retry};
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};

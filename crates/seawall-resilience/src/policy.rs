@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use seawall_types::{Period, Ratio, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use crate::Name;
 use crate::breaker::{self, Breaker, Window};
 use crate::bulkhead::{self, Bulkhead};
-use crate::retry::{Budget, Retry};
+use crate::retry::{Budget, Retry, RetryConfig};
+use crate::{Clock, Name, Problems};
 
 /// How a service is called, wherever it is called from. What is not given is taken from the policy `default`, and
 /// from Seawall's own defaults after that, field by field.
@@ -27,22 +27,6 @@ pub struct PolicyConfig {
     pub breaker: BreakerConfig,
     /// How many calls may be under way at once.
     pub bulkhead: BulkheadConfig,
-}
-
-/// How a failed call is repeated: idempotent methods, requests with an `Idempotency-Key`, and whatever was provably
-/// never sent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RetryConfig {
-    /// All attempts, the first included, 1 to 20. Default 2; 1 means no retry.
-    #[schemars(range(min = 1, max = 20))]
-    pub attempts: Option<u32>,
-    /// The longest wait before the first retry; it doubles each time, and the wait is random below it. Default 25ms.
-    pub backoff: Option<Period>,
-    /// No wait is longer. Default 1s.
-    pub max_backoff: Option<Period>,
-    /// How many retries there may be for the calls that are made. Default 20%, and 3 a second in any case.
-    pub budget: Option<Ratio>,
 }
 
 /// When to stop calling a service that fails, and when to trust it again.
@@ -89,17 +73,12 @@ impl PolicyConfig {
     /// Fills what is absent from `base`.
     #[must_use]
     fn or(&self, base: &Self) -> Self {
-        let (r, rb, b, bb) = (&self.retry, &base.retry, &self.breaker, &base.breaker);
+        let (b, bb) = (&self.breaker, &base.breaker);
         let (h, hb) = (&self.bulkhead, &base.bulkhead);
         Self {
             timeout: self.timeout.or(base.timeout),
             attempt_timeout: self.attempt_timeout.or(base.attempt_timeout),
-            retry: RetryConfig {
-                attempts: r.attempts.or(rb.attempts),
-                backoff: r.backoff.or(rb.backoff),
-                max_backoff: r.max_backoff.or(rb.max_backoff),
-                budget: r.budget.or(rb.budget),
-            },
+            retry: self.retry.or(&base.retry),
             breaker: BreakerConfig {
                 enabled: b.enabled.or(bb.enabled),
                 failure_rate: b.failure_rate.or(bb.failure_rate),
@@ -120,23 +99,14 @@ impl PolicyConfig {
     }
 
     /// Every value that is out of its range, as `(path below the policy, what is wrong)`.
-    pub fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut found = Vec::new();
-        let mut positive = |path, value: Option<Period>| {
-            if value.is_some_and(|period| period.is_zero()) {
-                found.push((path, "must be longer than zero".to_owned()));
-            }
-        };
-        positive("timeout", self.timeout);
-        positive("attempt_timeout", self.attempt_timeout);
-        positive("breaker.slow_call", self.breaker.slow_call);
-        positive("breaker.open_for", self.breaker.open_for);
-        let mut range = |path, value: Option<u32>, low: u32, high: u32| {
-            if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
-                found.push((path, format!("is {value}, allowed is {low} to {high}")));
-            }
-        };
-        range("retry.attempts", self.retry.attempts, 1, 20);
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Problems::default();
+        found.positive("timeout", self.timeout);
+        found.positive("attempt_timeout", self.attempt_timeout);
+        found.positive("breaker.slow_call", self.breaker.slow_call);
+        found.positive("breaker.open_for", self.breaker.open_for);
+        self.retry.problems(&mut found);
+        let mut range = |path, value: Option<u32>, low: u32, high: u32| found.range(path, value, low, high);
         range("breaker.minimum_calls", self.breaker.minimum_calls, 1, Window::MAX);
         range("breaker.half_open_calls", self.breaker.half_open_calls.map(u32::from), 1, 1000);
         range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
@@ -144,21 +114,10 @@ impl PolicyConfig {
         for (path, share) in
             [("breaker.failure_rate", self.breaker.failure_rate), ("breaker.slow_rate", self.breaker.slow_rate)]
         {
-            if share.is_some_and(|share| share.get() == 0.0) {
-                found.push((path, "must be more than 0%, or nothing would ever pass".to_owned()));
-            }
+            found.some(path, share, "nothing would ever pass");
         }
-        if let (Some(backoff), Some(most)) = (self.retry.backoff, self.retry.max_backoff)
-            && backoff > most
-        {
-            found.push(("retry.backoff", format!("of {backoff} is longer than max_backoff of {most}")));
-        }
-        if let (Some(attempt), Some(whole)) = (self.attempt_timeout, self.timeout)
-            && attempt > whole
-        {
-            found.push(("attempt_timeout", format!("of {attempt} is longer than timeout of {whole}")));
-        }
-        found
+        found.ordered("attempt_timeout", self.attempt_timeout, "timeout", self.timeout);
+        found.into_vec()
     }
 
     fn resolve(&self) -> Policy {
@@ -167,12 +126,7 @@ impl PolicyConfig {
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
             attempt_timeout: self.attempt_timeout,
-            retry: Retry {
-                attempts: self.retry.attempts.unwrap_or(2).clamp(1, 20),
-                backoff: self.retry.backoff.unwrap_or(Period::millis(25)),
-                max_backoff: self.retry.max_backoff.unwrap_or(Period::secs(1)),
-                budget: self.retry.budget.unwrap_or(Ratio::percent(20)),
-            },
+            retry: self.retry.resolve(),
             breaker: self.breaker.enabled.unwrap_or(true).then(|| breaker::Config {
                 failure_rate: self.breaker.failure_rate.unwrap_or(Ratio::percent(50)),
                 slow_call: self.breaker.slow_call,
@@ -240,7 +194,7 @@ impl Guard {
         Self {
             breaker: policy.breaker.clone().map(|config| Arc::new(Breaker::new(Name::new(&name), config, listener))),
             bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
-            budget: Budget::new(policy.retry.budget),
+            budget: Budget::new(policy.retry.budget, policy.retry.budget_floor, Clock::default().now()),
             name,
             policy,
         }

@@ -76,7 +76,7 @@ impl Checker<'_> {
             if name.as_str() != "default" {
                 self.known(&["policies", name.as_str()], name);
             }
-            for (path, what) in policy.problems() {
+            for (path, what) in &policy.problems() {
                 let field = path.rsplit('.').next().unwrap_or(path);
                 self.at(&["policies", name.as_str()], path, format!("`{field}` {what}"));
             }
