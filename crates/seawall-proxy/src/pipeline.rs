@@ -21,7 +21,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::bulkhead;
+use seawall_resilience::{Clock, bulkhead};
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
@@ -193,6 +193,7 @@ impl Pipeline {
         let mut tried: Vec<SocketAddr> = Vec::new();
         // What one attempt may have done stays done, whatever becomes of the next.
         let mut sent = false;
+        let mut delay = Duration::ZERO;
         for attempt in 1.. {
             let last = attempt >= guard.policy.retry.attempts;
             let spare = if last { None } else { again(&request) };
@@ -216,12 +217,12 @@ impl Pipeline {
                 Ok(_) => {}
             }
             let Some(next) = next else { return result };
-            let delay = guard.policy.retry.delay(attempt, fastrand::f64());
+            delay = guard.policy.retry.delay(attempt, delay, fastrand::f64());
             let now = Instant::now();
             if now + delay >= deadline.at {
                 return result;
             }
-            if !guard.budget.withdraw(now) {
+            if !guard.budget.withdraw(Clock::default().now()) {
                 upstream.metrics.budget_exhausted.increment();
                 return result;
             }

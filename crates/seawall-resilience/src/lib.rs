@@ -10,6 +10,7 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod chain;
 pub mod clock;
 pub mod deadline;
 pub mod http;
@@ -25,12 +26,13 @@ mod verdict;
 
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
+pub use chain::Chain;
 pub use clock::{Clock, Tick};
 pub use deadline::Deadline;
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
 pub use rate_limit::{RateLimitConfig, RateLimiter};
-pub use retry::{Budget, Retry};
+pub use retry::{Budget, Retrier, Retry};
 pub use timeout::Timeout;
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};

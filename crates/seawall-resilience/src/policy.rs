@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::breaker::{self, Breaker, BreakerConfig};
 use crate::bulkhead::{self, Bulkhead};
-use crate::retry::{Budget, Retry};
+use crate::retry::{Budget, Retry, RetryConfig};
 use crate::{Clock, Name, Problems};
 
 /// How a service is called, wherever it is called from. What is not given is taken from the policy `default`, and
@@ -27,22 +27,6 @@ pub struct PolicyConfig {
     pub breaker: BreakerConfig,
     /// How many calls may be under way at once.
     pub bulkhead: BulkheadConfig,
-}
-
-/// How a failed call is repeated: idempotent methods, requests with an `Idempotency-Key`, and whatever was provably
-/// never sent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RetryConfig {
-    /// All attempts, the first included, 1 to 20. Default 2; 1 means no retry.
-    #[schemars(range(min = 1, max = 20))]
-    pub attempts: Option<u32>,
-    /// The longest wait before the first retry; it doubles each time, and the wait is random below it. Default 25ms.
-    pub backoff: Option<Period>,
-    /// No wait is longer. Default 1s.
-    pub max_backoff: Option<Period>,
-    /// How many retries there may be for the calls that are made. Default 20%, and 3 a second in any case.
-    pub budget: Option<Ratio>,
 }
 
 /// How many calls may be under way at once.
@@ -65,17 +49,11 @@ impl PolicyConfig {
     /// Fills what is absent from `base`.
     #[must_use]
     fn or(&self, base: &Self) -> Self {
-        let (r, rb) = (&self.retry, &base.retry);
         let (h, hb) = (&self.bulkhead, &base.bulkhead);
         Self {
             timeout: self.timeout.or(base.timeout),
             attempt_timeout: self.attempt_timeout.or(base.attempt_timeout),
-            retry: RetryConfig {
-                attempts: r.attempts.or(rb.attempts),
-                backoff: r.backoff.or(rb.backoff),
-                max_backoff: r.max_backoff.or(rb.max_backoff),
-                budget: r.budget.or(rb.budget),
-            },
+            retry: self.retry.or(&base.retry),
             breaker: self.breaker.or(&base.breaker),
             bulkhead: BulkheadConfig {
                 enabled: h.enabled.or(hb.enabled),
@@ -91,10 +69,9 @@ impl PolicyConfig {
         let mut found = Problems::default();
         found.positive("timeout", self.timeout);
         found.positive("attempt_timeout", self.attempt_timeout);
-        found.range("retry.attempts", self.retry.attempts, 1, 20);
+        self.retry.problems(&mut found);
         found.range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
         found.range("bulkhead.queue", self.bulkhead.queue, 0, 1_000_000);
-        found.ordered("retry.backoff", self.retry.backoff, "max_backoff", self.retry.max_backoff);
         found.ordered("attempt_timeout", self.attempt_timeout, "timeout", self.timeout);
         self.breaker.problems(&mut found);
         found.into_vec()
@@ -106,12 +83,7 @@ impl PolicyConfig {
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
             attempt_timeout: self.attempt_timeout,
-            retry: Retry {
-                attempts: self.retry.attempts.unwrap_or(2).clamp(1, 20),
-                backoff: self.retry.backoff.unwrap_or(Period::millis(25)),
-                max_backoff: self.retry.max_backoff.unwrap_or(Period::secs(1)),
-                budget: self.retry.budget.unwrap_or(Ratio::percent(20)),
-            },
+            retry: self.retry.resolve(),
             breaker: self.breaker.resolve(),
             bulkhead: self.bulkhead.enabled.unwrap_or(true).then(|| bulkhead::Config {
                 concurrent,
@@ -174,7 +146,7 @@ impl Guard {
                 .clone()
                 .map(|config| Arc::new(Breaker::new(Name::new(&name), config, Clock::default(), listener))),
             bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
-            budget: Budget::new(policy.retry.budget),
+            budget: Budget::new(policy.retry.budget, policy.retry.budget_floor, Clock::default().now()),
             name,
             policy,
         }

@@ -1,133 +1,487 @@
-//! Retry: exponential backoff with full jitter, and a budget that keeps a bad moment from becoming a storm.
+//! Retry: backoff with jitter, a budget that keeps a bad moment from becoming a storm, and a bound for whole chains.
 //!
-//! Jitter after Brooker, "Exponential Backoff and Jitter" (AWS, 2015). The budget is Finagle's idea (each call earns a
-//! share of a retry, each retry costs one), kept in thousandths so that any ratio is exact, and charged when the retry
-//! is decided, so that those which still wait for their backoff are counted.
+//! Jitter and the decorrelated strategy after Brooker, "Exponential Backoff and Jitter" (AWS, 2015). The [`Budget`] is
+//! Finagle's idea (each call earns a share of a retry, each retry costs one); it is charged when the retry is decided, so
+//! that those which still wait for their backoff are counted. The [`Chain`] bounds the retries of all hops
+//! together.
+//!
+//! [`Retry`] is pure: what it says depends on its arguments alone. [`Retrier`] has the state, and drives attempts.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use schemars::JsonSchema;
 use seawall_types::{Period, Ratio};
+use serde::{Deserialize, Serialize};
 
-/// How a call is repeated; every field is within its range.
-#[derive(Clone, Debug, PartialEq)]
+use crate::chain::Chain;
+use crate::problems::merge;
+use crate::{CallError, Clock, Name, PolicyName, Problems, Reason, Tick};
+
+mod budget;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
+
+pub use budget::Budget;
+
+/// How a failed call is repeated: idempotent methods, requests with an `Idempotency-Key`, and whatever was provably
+/// never sent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryConfig {
+    /// All attempts, the first included, 1 to 20. Default 2; 1 means no retry.
+    #[schemars(range(min = 1, max = 20))]
+    pub attempts: Option<u32>,
+    /// How the wait grows from retry to retry. Default `exponential`.
+    pub strategy: Option<Strategy>,
+    /// The wait before the first retry, before its jitter. Default 25ms.
+    pub backoff: Option<Period>,
+    /// No wait is longer, unless the service asked for it (`Retry-After`). Default 1s.
+    pub max_backoff: Option<Period>,
+    /// By how much the exponential wait grows with every retry, 1 to 10. Default 2.
+    #[schemars(range(min = 1, max = 10))]
+    pub multiplier: Option<f64>,
+    /// How much of the wait is left to chance. Default `full`. The decorrelated strategy has its own.
+    pub jitter: Option<Jitter>,
+    /// How many retries there may be for the calls that are made. Default 20%.
+    pub budget: Option<Ratio>,
+    /// How many retries a second are allowed in any case, 0 to 1000. Default 3.
+    #[schemars(range(max = 1000))]
+    pub budget_floor: Option<u32>,
+    /// Whether a `Retry-After` is waited for; one that is longer than what is left of the call's time then means that
+    /// there is no retry. Default true.
+    pub honour_retry_after: Option<bool>,
+    /// The most retries that a whole chain of calls may make, over all hops from here on, 0 to 1000. Default: no
+    /// such bound. A request that has been told a smaller number keeps it.
+    #[schemars(range(max = 1000))]
+    pub chain: Option<u32>,
+}
+
+/// How the wait grows from retry to retry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// `backoff`, then `multiplier` times as long each time.
+    #[default]
+    Exponential,
+    /// Anything from `backoff` to three times the previous wait.
+    Decorrelated,
+    /// `backoff` every time.
+    Fixed,
+}
+
+/// How much of a wait is left to chance, so that those who failed together do not come back together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Jitter {
+    /// All of it: from nothing to the whole wait.
+    #[default]
+    Full,
+    /// Half of it: from one half to the whole.
+    Equal,
+    /// Nothing.
+    None,
+}
+
+impl RetryConfig {
+    /// Fills what is absent from `base`.
+    pub(crate) fn or(&self, base: &Self) -> Self {
+        merge!(self, base; attempts, strategy, backoff, max_backoff, multiplier, jitter, budget, budget_floor,
+            honour_retry_after, chain)
+    }
+
+    /// Notes every value that is out of its range.
+    pub(crate) fn problems(&self, found: &mut Problems) {
+        found.range("retry.attempts", self.attempts, 1, 20);
+        found.range("retry.multiplier", self.multiplier, 1.0, 10.0);
+        found.range("retry.budget_floor", self.budget_floor, 0, Budget::MAX_FLOOR);
+        found.range("retry.chain", self.chain, 0, 1000);
+        found.ordered("retry.backoff", self.backoff, "max_backoff", self.max_backoff);
+        let strategy = self.strategy.unwrap_or_default();
+        if self.multiplier.is_some() && strategy != Strategy::Exponential {
+            found.add("retry.multiplier", "means nothing here: only the exponential strategy multiplies");
+        }
+        if self.jitter.is_some() && strategy == Strategy::Decorrelated {
+            found.add("retry.jitter", "means nothing here: the decorrelated strategy has its own");
+        }
+    }
+
+    /// With the defaults for what is absent.
+    pub(crate) fn resolve(&self) -> Retry {
+        let max_backoff = self.max_backoff.unwrap_or(Period::secs(1));
+        let multiplier = self.multiplier.filter(|multiplier| !multiplier.is_nan()).unwrap_or(2.0);
+        Retry {
+            attempts: self.attempts.unwrap_or(2).clamp(1, 20),
+            strategy: self.strategy.unwrap_or_default(),
+            // The two may come from different policies.
+            backoff: self.backoff.unwrap_or(Period::millis(25)).min(max_backoff),
+            max_backoff,
+            multiplier: multiplier.clamp(1.0, 10.0),
+            jitter: self.jitter.unwrap_or_default(),
+            budget: self.budget.unwrap_or(Ratio::percent(20)),
+            budget_floor: self.budget_floor.unwrap_or(3).min(Budget::MAX_FLOOR),
+            honour_retry_after: self.honour_retry_after.unwrap_or(true),
+            chain: self.chain.map(|retries| retries.min(1000)),
+        }
+    }
+}
+
+/// How a call is repeated; every field is within its range. The default is that of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
     /// All attempts, the first included: 1 means no retry.
     pub attempts: u32,
-    /// The longest wait before the first retry; it doubles each time.
+    /// How the wait grows.
+    pub strategy: Strategy,
+    /// The wait before the first retry, before its jitter.
     pub backoff: Period,
-    /// No wait is longer.
+    /// No wait is longer, unless the service asked for it.
     pub max_backoff: Period,
+    /// By how much the exponential wait grows with every retry.
+    pub multiplier: f64,
+    /// How much of the wait is left to chance.
+    pub jitter: Jitter,
     /// How many retries there may be for every call that is made.
     pub budget: Ratio,
+    /// How many retries a second are allowed in any case.
+    pub budget_floor: u32,
+    /// Whether a `Retry-After` is waited for.
+    pub honour_retry_after: bool,
+    /// The most retries of a whole chain of calls.
+    pub chain: Option<u32>,
 }
+
+impl Default for Retry {
+    fn default() -> Self {
+        RetryConfig::default().resolve()
+    }
+}
+
+/// Without a deadline, the longest `Retry-After` that is waited for: no wait is without a bound.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Retry {
-    /// How long to wait before retry number `retry` (1 is the first): anything from zero to the doubled backoff.
-    /// `random` is uniform in 0..1.
-    pub fn delay(&self, retry: u32, random: f64) -> Duration {
-        let doubled = self.backoff.saturating_mul(1 << retry.saturating_sub(1).min(20));
-        doubled.min(self.max_backoff.get()).mul_f64(random.clamp(0.0, 1.0))
-    }
-}
-
-/// One retry, in the thousandths that the budget is kept in.
-const ONE: i64 = 1000;
-/// No more than this many retries can be saved up.
-const SAVED: i64 = 1000 * ONE;
-/// Without any traffic to earn from, this many retries a second are still allowed.
-const FLOOR: i64 = 3 * ONE;
-
-/// A token bucket: every first attempt pays in a share, every retry takes a whole token out.
-#[derive(Debug)]
-pub struct Budget {
-    share: i64,
-    tokens: AtomicI64,
-    /// When the floor was last paid in, in milliseconds since `base`.
-    refilled: AtomicU64,
-    base: Instant,
-}
-
-impl Budget {
-    /// A budget with the floor of one second in it.
-    pub fn new(ratio: Ratio) -> Self {
-        Self {
-            share: (ratio.get() * ONE as f64).round() as i64,
-            tokens: AtomicI64::new(FLOOR),
-            refilled: AtomicU64::new(0),
-            base: Instant::now(),
-        }
-    }
-
-    /// Pays in for one call.
-    pub fn deposit(&self) {
-        // A plain load keeps a full bucket, the usual state, from being written at all.
-        if self.tokens.load(Ordering::Relaxed) < SAVED {
-            self.tokens.fetch_add(self.share, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes out one retry, if there is one.
-    pub fn withdraw(&self, now: Instant) -> bool {
-        self.refill(now);
-        self.tokens.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n >= ONE).then_some(n - ONE)).is_ok()
-    }
-
-    /// Brings the bucket up to the floor, at the floor's rate.
-    fn refill(&self, now: Instant) {
-        let now = u64::try_from(now.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX);
-        let last = self.refilled.load(Ordering::Acquire);
-        let earned = i64::try_from(now.saturating_sub(last)).unwrap_or(i64::MAX).min(1000) * FLOOR / 1000;
-        if earned > 0 && self.refilled.compare_exchange(last, now, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            let _ = self
-                .tokens
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < FLOOR).then_some((n + earned).min(FLOOR)));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_backoff_doubles_up_to_its_limit() {
-        let retry = Retry {
-            attempts: 9,
-            backoff: Period::millis(50),
-            max_backoff: Period::millis(300),
-            budget: Ratio::percent(20),
-        };
-        let delays: Vec<_> = (1..=5).map(|n| retry.delay(n, 1.0).as_millis()).collect();
-        assert_eq!(delays, [50, 100, 200, 300, 300]);
-        assert_eq!(retry.delay(3, 0.0), Duration::ZERO);
-        assert_eq!(retry.delay(u32::MAX, 1.0).as_millis(), 300);
-    }
-
-    #[test]
-    fn the_floor_allows_three_a_second() {
-        let budget = Budget::new(Ratio::percent(0));
-        let start = Instant::now();
-        let spend = |after: u64| (0..100).filter(|_| budget.withdraw(start + Duration::from_millis(after))).count();
-        assert_eq!((spend(0), spend(1100), spend(1100), spend(60_000)), (3, 3, 0, 3));
-    }
-
-    proptest! {
-        /// Whatever the ratio: retries never exceed the share of the calls, beyond the floor that it starts with.
-        #[test]
-        fn retries_stay_within_the_share(percent in 0u8..=100, calls in 1u32..500) {
-            let budget = Budget::new(Ratio::percent(percent));
-            let now = budget.base;
-            let mut retries = 0;
-            for _ in 0..calls {
-                budget.deposit();
-                retries += u32::from(budget.withdraw(now));
+    /// How long to back off before retry number `retry` (1 is the first), where `previous` is what this said for the
+    /// retry before (zero for the first). `random` is uniform in 0..1.
+    pub fn delay(&self, retry: u32, previous: Duration, random: f64) -> Duration {
+        let random = random.clamp(0.0, 1.0);
+        let (base, cap) = (*self.backoff, *self.max_backoff);
+        let whole = match self.strategy {
+            Strategy::Decorrelated => {
+                let most = previous.max(base).saturating_mul(3);
+                return (base + part(most - base, random)).min(cap);
             }
-            let earned = f64::from(calls) * f64::from(percent) / 100.0;
-            prop_assert!(f64::from(retries) <= earned + 3.0);
-            prop_assert!(f64::from(retries) >= earned.floor());
+            Strategy::Fixed => base,
+            Strategy::Exponential => {
+                let exponent = retry.saturating_sub(1).min(i32::MAX as u32) as i32;
+                Duration::try_from_secs_f64(base.as_secs_f64() * self.multiplier.powi(exponent)).unwrap_or(cap)
+            }
+        }
+        .min(cap);
+        match self.jitter {
+            Jitter::Full => part(whole, random),
+            Jitter::Equal => whole / 2 + part(whole - whole / 2, random),
+            Jitter::None => whole,
         }
     }
+
+    /// How long to wait in all before a retry: the backoff of `delay`, and `after` before it if the service asked for
+    /// that; only `after` where there is no time for both. `None` if there is no time for it: the wait has to end
+    /// before what is `left` of the call's time does. Where there is no deadline (`left` is `None`), nobody waits for an
+    /// `after` of more than a minute.
+    pub fn pause(&self, delay: Duration, after: Option<Duration>, left: Option<Duration>) -> Option<Duration> {
+        let after = after.filter(|_| self.honour_retry_after).unwrap_or_default();
+        let both = after.saturating_add(delay);
+        match left {
+            Some(left) => [both, after.max(delay)].into_iter().find(|pause| *pause < left),
+            None => (after <= PATIENCE).then_some(both),
+        }
+    }
+}
+
+/// A share of `whole`; the product alone may be rounded to more than the whole.
+fn part(whole: Duration, share: f64) -> Duration {
+    whole.mul_f64(share).min(whole)
+}
+
+/// What to do after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The result is the call's result.
+    Stop,
+    /// Another attempt is worth it, if attempts, time, chain and budget allow for one.
+    Again {
+        /// What the service asked to be given before it (`Retry-After`).
+        after: Option<Duration>,
+    },
+}
+
+/// What is worth another attempt by default: a failure of the call's own, an attempt that took too long, a fault that was
+/// injected. What a policy turned away is not: the policy would do so again, and that is what it is there for.
+pub fn failures<T, E>(result: &Result<T, CallError<E>>) -> Decision {
+    match result {
+        Ok(_) => Decision::Stop,
+        Err(CallError::Inner(_)) => Decision::Again { after: None },
+        Err(CallError::Rejected(rejected)) => match (rejected.policy, rejected.reason) {
+            (PolicyName::Timeout, Reason::Attempt) | (PolicyName::Chaos, _) => {
+                Decision::Again { after: rejected.retry_after }
+            }
+            _ => Decision::Stop,
+        },
+    }
+}
+
+/// As [`failures`], and what a policy turned away as well, after the time that the policy names. Only the end of the whole
+/// call's time stays final.
+pub fn failures_and_rejections<T, E>(result: &Result<T, CallError<E>>) -> Decision {
+    match result {
+        Err(CallError::Rejected(rejected)) if rejected.reason != Reason::Deadline => {
+            Decision::Again { after: rejected.retry_after }
+        }
+        _ => failures(result),
+    }
+}
+
+/// Why there is no other attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRetry {
+    /// All attempts were made.
+    Attempts,
+    /// The wait would not end before the deadline.
+    Deadline,
+    /// The chain of calls has no retry left.
+    Chain,
+    /// The budget has none left.
+    Budget,
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Retries that were made: attempts beyond each call's first.
+    pub retries: u64,
+    /// Calls that a retry has saved.
+    pub recovered: u64,
+    /// Calls given up because all attempts were made.
+    pub attempts: u64,
+    /// Retries not made because there was no time for them.
+    pub deadline: u64,
+    /// Retries that the chain refused.
+    pub chain: u64,
+    /// Retries that the budget refused.
+    pub budget: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    retries: AtomicU64,
+    recovered: AtomicU64,
+    attempts: AtomicU64,
+    deadline: AtomicU64,
+    chain: AtomicU64,
+    budget: AtomicU64,
+}
+
+/// Stands for "no bound" in [`Retrier::chain`].
+const UNBOUNDED: u32 = u32::MAX;
+
+/// Repeats calls of one service. A call that works at once costs a load or two; everything else happens after a failure.
+#[derive(Debug)]
+pub struct Retrier {
+    name: Name,
+    clock: Clock,
+    budget: Budget,
+    /// [`Retry::chain`], which every call has to know.
+    chain: AtomicU32,
+    config: ArcSwap<Retry>,
+    counters: Counters,
+}
+
+impl Retrier {
+    /// With a fresh budget.
+    pub fn new(name: Name, config: Retry, clock: Clock) -> Self {
+        Self {
+            name,
+            budget: Budget::new(config.budget, config.budget_floor, clock.now()),
+            clock,
+            chain: AtomicU32::new(config.chain.unwrap_or(UNBOUNDED)),
+            config: ArcSwap::from_pointee(config),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Goes on with other parameters and the same budget. They hold for the next decision of calls under way too.
+    pub fn reload(&self, config: Retry) {
+        self.budget.reload(config.budget, config.budget_floor);
+        self.chain.store(config.chain.unwrap_or(UNBOUNDED), Ordering::Relaxed);
+        self.config.store(config.into());
+    }
+
+    /// Whose calls these are.
+    pub fn name(&self) -> Name {
+        self.name
+    }
+
+    /// The parameters.
+    pub fn config(&self) -> Retry {
+        **self.config.load()
+    }
+
+    /// The budget. [`Retrier::call`] pays in by itself.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// What has happened so far.
+    pub fn counts(&self) -> Counts {
+        let counters = &self.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            retries: read(&counters.retries),
+            recovered: read(&counters.recovered),
+            attempts: read(&counters.attempts),
+            deadline: read(&counters.deadline),
+            chain: read(&counters.chain),
+            budget: read(&counters.budget),
+        }
+    }
+
+    /// Makes attempts (`attempt(1)` is the first) until `decide` stops, or until attempts, time, chain or budget are
+    /// spent; then the last attempt's result is the call's. `decide` sees every result, errors and values alike:
+    /// [`failures`] is the usual one.
+    ///
+    /// No attempt starts at or after the `deadline`, in the time of the retrier's clock. The deadline does not end an
+    /// attempt that is under way. Where [`Retry::chain`] is set and the task is in no [`Chain`] yet, the attempts
+    /// run in a new one.
+    ///
+    /// The result of an attempt that is to be repeated is kept until the next one starts, as it may yet become the
+    /// call's.
+    ///
+    /// Cancel safe: dropped while it waits, it gives back what the retry had taken from budget and chain.
+    pub async fn call<T, E, F, A, D>(&self, deadline: Option<Tick>, attempt: F, decide: D) -> Result<T, E>
+    where
+        F: FnMut(u32) -> A,
+        A: Future<Output = Result<T, E>>,
+        D: FnMut(&Result<T, E>) -> Decision,
+    {
+        self.budget.deposit();
+        match self.chain.load(Ordering::Relaxed) {
+            retries if retries != UNBOUNDED && Chain::current().is_none() => {
+                Chain::new(retries).scope(self.attempts(deadline, attempt, decide)).await
+            }
+            _ => self.attempts(deadline, attempt, decide).await,
+        }
+    }
+
+    async fn attempts<T, E, F, A, D>(&self, deadline: Option<Tick>, mut attempt: F, mut decide: D) -> Result<T, E>
+    where
+        F: FnMut(u32) -> A,
+        A: Future<Output = Result<T, E>>,
+        D: FnMut(&Result<T, E>) -> Decision,
+    {
+        let mut made = 1;
+        let mut backoff = Duration::ZERO;
+        loop {
+            let result = attempt(made).await;
+            let after = match decide(&result) {
+                Decision::Again { after } => after,
+                Decision::Stop => {
+                    if made > 1 && result.is_ok() {
+                        count(&self.counters.recovered);
+                    }
+                    return result;
+                }
+            };
+            let Ok(charge) = self.again(made, backoff, deadline, after) else { return result };
+            if !charge.pause.is_zero() {
+                tokio::time::sleep(charge.pause).await;
+            }
+            // A busy runtime wakes late.
+            if deadline.is_some_and(|deadline| self.clock.precise() >= deadline) {
+                count(&self.counters.deadline);
+                return result;
+            }
+            backoff = charge.backoff;
+            charge.spend();
+            made += 1;
+        }
+    }
+
+    /// Decides whether there is another attempt after `made` of them, and takes what it costs from the task's chain and
+    /// the budget. `previous` is the last charge's [`backoff`](Charge::backoff), `after` what the service asked for.
+    /// For those who make the attempts themselves; they also pay into the budget.
+    ///
+    /// # Errors
+    /// [`NoRetry`], and then nothing was taken.
+    pub fn again(
+        &self,
+        made: u32,
+        previous: Duration,
+        deadline: Option<Tick>,
+        after: Option<Duration>,
+    ) -> Result<Charge<'_>, NoRetry> {
+        let config = self.config();
+        if made >= config.attempts {
+            count(&self.counters.attempts);
+            return Err(NoRetry::Attempts);
+        }
+        let now = self.clock.precise();
+        let left = deadline.map(|deadline| deadline.since(now));
+        let backoff = config.delay(made, previous, fastrand::f64());
+        let Some(pause) = config.pause(backoff, after, left) else {
+            count(&self.counters.deadline);
+            return Err(NoRetry::Deadline);
+        };
+        let chain = Chain::current();
+        if chain.as_ref().is_some_and(|chain| !chain.take()) {
+            count(&self.counters.chain);
+            return Err(NoRetry::Chain);
+        }
+        if !self.budget.withdraw(now) {
+            if let Some(chain) = chain {
+                chain.put_back();
+            }
+            count(&self.counters.budget);
+            return Err(NoRetry::Budget);
+        }
+        Ok(Charge { backoff, pause, retrier: self, chain, spent: false })
+    }
+}
+
+/// A retry that was decided, and is paid for. Dropped, it gives back what it took.
+#[derive(Debug)]
+#[must_use = "a charge that is dropped is given back"]
+pub struct Charge<'a> {
+    /// The backoff in it, which decides the next one.
+    pub backoff: Duration,
+    /// How long to wait before the attempt.
+    pub pause: Duration,
+    retrier: &'a Retrier,
+    chain: Option<Chain>,
+    spent: bool,
+}
+
+impl Charge<'_> {
+    /// The attempt is made now: what it took is spent.
+    pub fn spend(mut self) {
+        self.spent = true;
+        count(&self.retrier.counters.retries);
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        if !self.spent {
+            self.retrier.budget.give_back();
+            if let Some(chain) = &self.chain {
+                chain.put_back();
+            }
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -24,6 +24,9 @@ pub mod header {
     /// Says that Seawall itself answered: `breaker; instance="payment"; reason="open"; retry_after=12; sent=?0`.
     /// `sent=?0` promises that the service never saw the request.
     pub const REJECTED: &str = "seawall-rejected";
+    /// How many retries the whole chain of calls that this request belongs to may still make (`2`); `0` forbids them.
+    /// Every hop may lower it; none raises it.
+    pub const RETRIES_LEFT: &str = "seawall-retries-left";
     /// The key under which a service recognises a repeated request.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 }
