@@ -10,8 +10,12 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod cache;
 pub mod chain;
 pub mod clock;
+pub mod coalesce;
+pub mod fallback;
+pub mod hedge;
 mod name;
 mod policy;
 mod problems;
@@ -23,6 +27,9 @@ pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
 pub use chain::Chain;
 pub use clock::{Clock, Tick};
+pub use coalesce::Coalesce;
+pub use fallback::Fallback;
+pub use hedge::Hedge;
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
