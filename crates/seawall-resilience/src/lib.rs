@@ -10,9 +10,13 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod cache;
 pub mod chain;
 pub mod clock;
+pub mod coalesce;
 pub mod deadline;
+pub mod fallback;
+pub mod hedge;
 pub mod http;
 pub mod layer;
 mod name;
@@ -28,7 +32,10 @@ pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
 pub use chain::Chain;
 pub use clock::{Clock, Tick};
+pub use coalesce::Coalesce;
 pub use deadline::Deadline;
+pub use fallback::Fallback;
+pub use hedge::Hedge;
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
