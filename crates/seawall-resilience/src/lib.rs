@@ -18,6 +18,7 @@ mod problems;
 pub mod rate_limit;
 pub mod retry;
 mod sync;
+pub mod throttle;
 pub mod timeout;
 mod verdict;
 
@@ -30,5 +31,6 @@ pub use policy::{Guard, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
 pub use rate_limit::{RateLimitConfig, RateLimiter};
 pub use retry::{Budget, Retry};
+pub use throttle::{Throttle, ThrottleConfig};
 pub use timeout::Timeout;
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};
