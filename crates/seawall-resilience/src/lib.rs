@@ -10,6 +10,7 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod chaos;
 pub mod clock;
 pub mod deadline;
 mod name;
@@ -24,6 +25,7 @@ mod verdict;
 
 pub use breaker::Breaker;
 pub use bulkhead::Bulkhead;
+pub use chaos::{Chaos, ChaosConfig};
 pub use clock::{Clock, Tick};
 pub use deadline::Deadline;
 pub use name::Name;
