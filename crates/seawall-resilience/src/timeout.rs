@@ -11,6 +11,7 @@
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use tokio::time::Sleep;
 
 use crate::clock::nanos;
 use crate::deadline::Deadline;
-use crate::sync::{AtomicU64, Ordering};
 use crate::{Name, PolicyName, Reason, Rejected};
 
 /// The time for `future`, beginning when it first has to wait: it is dropped, and the answer is [`Elapsed`], when it
