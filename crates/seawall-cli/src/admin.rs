@@ -1,15 +1,15 @@
-//! The small server beside a gateway or a sidecar: `/healthz`, `/readyz`, `/metrics`, `/status`.
+//! The small server beside a gateway or a sidecar: `/healthz`, `/readyz`, `/metrics`, `/status`, `/v1/policies`.
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use seawall_drain::Drain;
 use seawall_proxy::Upstreams;
-use seawall_resilience::breaker;
+use seawall_proxy::status::policies;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -29,6 +29,8 @@ pub(crate) async fn start(addr: SocketAddr, upstreams: Upstreams, drain: Drain) 
         .route("/readyz", get(ready))
         .route("/metrics", get(|State(app): State<App>| async move { seawall_proxy::metrics::page(&app.upstreams) }))
         .route("/status", get(status))
+        .route("/v1/policies", get(|State(app): State<App>| async move { Json(policies(&app.upstreams)) }))
+        .route("/v1/policies/{service}/breaker/{state}", post(order))
         .with_state(App { upstreams, drain });
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
@@ -42,21 +44,17 @@ async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
     if app.drain.is_signaled() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
 }
 
+async fn order(
+    State(app): State<App>,
+    Path((service, state)): Path<(String, String)>,
+) -> Result<String, (StatusCode, String)> {
+    let done = seawall_proxy::status::order(&app.upstreams, &service, &state);
+    done.map(|()| format!("{service}: {state}\n")).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))
+}
+
 /// Who can be called from here, and what stands in between.
 async fn status(State(app): State<App>) -> Json<Value> {
     let snapshot = app.upstreams.snapshot();
-    let guards: Vec<Value> = app
-        .upstreams
-        .guards()
-        .iter()
-        .map(|guard| {
-            let breaker = guard.breaker.as_ref().map(|breaker| {
-                let breaker::Sums { calls, failed, slow } = breaker.sums();
-                json!({ "state": breaker.state().as_str(), "calls": calls, "failed": failed, "slow": slow })
-            });
-            let free = guard.bulkhead.as_ref().map(seawall_resilience::Bulkhead::available);
-            json!({ "service": &*guard.name, "breaker": breaker, "bulkhead_available": free })
-        })
-        .collect();
+    let guards = &policies(&app.upstreams)["guards"];
     Json(json!({ "revision": snapshot.revision, "services": snapshot.services, "guards": guards }))
 }

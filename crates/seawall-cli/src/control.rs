@@ -26,6 +26,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let control = Control::bind(config, loaded.config.policies.clone(), loaded.plans()).await?;
+        process::reload_on_hangup(&loaded, control.upstreams())?;
         let mut served = tokio::spawn(control.run(drain));
         tokio::select! {
             ended = &mut served => return Ok(ended??),

@@ -42,6 +42,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     process::runtime()?.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone());
+        process::reload_on_hangup(&loaded, upstreams.clone())?;
         let gateway = Gateway::bind(name.as_str(), config.clone())?;
         let addr = gateway.addr();
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };

@@ -7,6 +7,7 @@ mod control;
 mod gateway;
 mod guard;
 mod init;
+mod policies;
 mod process;
 mod sidecar;
 mod up;
@@ -57,6 +58,12 @@ enum Command {
     Start(up::client::ServiceArgs),
     /// Restart a service of a running `seawall up`, one replica after the other.
     Restart(up::client::ServiceArgs),
+    /// Let the parts of a running `seawall up` read the policies of its file again; no state is lost.
+    Reload(up::client::ReloadArgs),
+    /// Show the policies where they are at work: breakers and why they opened, bulkheads, budgets.
+    Policies(policies::PoliciesArgs),
+    /// Put the breaker of a service into a state by hand, or let the calls decide again.
+    Breaker(policies::BreakerArgs),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -90,6 +97,9 @@ fn main() -> ExitCode {
         Command::Stop(args) => up::client::service("stop", &args),
         Command::Start(args) => up::client::service("start", &args),
         Command::Restart(args) => up::client::service("restart", &args),
+        Command::Reload(args) => up::client::reload(&args),
+        Command::Policies(args) => policies::show(&args),
+        Command::Breaker(args) => policies::order(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use seawall_drain::Signals;
+use seawall_proxy::Upstreams;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Loaded, load};
 
@@ -25,6 +27,28 @@ pub(crate) fn unique() -> String {
 /// One thread for what is not on the way of a request.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
+}
+
+/// Each time SIGHUP comes, reads the file again and goes on under its policies; a file with a mistake is refused, and the
+/// last good policies stay. What else has changed in it takes a restart. Ends with the process.
+pub(crate) fn reload_on_hangup(loaded: &Loaded, upstreams: Upstreams) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let file = loaded.file.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match load::load(&file) {
+                Ok(loaded) => {
+                    upstreams.reload(loaded.config.policies);
+                    tracing::info!(file = %file.display(), "the policies were read again");
+                }
+                Err(mistakes) => {
+                    let mistakes = mistakes.render(false);
+                    tracing::error!(file = %file.display(), "the policies stay as they were:\n{mistakes}");
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Resolves at SIGTERM or SIGINT.

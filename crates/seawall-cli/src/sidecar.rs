@@ -74,6 +74,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             zone: service.zone,
         };
         let upstreams = Upstreams::new(loaded.config.policies.clone());
+        process::reload_on_hangup(&loaded, upstreams.clone())?;
         let sidecar = Sidecar::bind(config)?;
         let (inbound, outbound) = (sidecar.inbound(), sidecar.outbound());
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control };

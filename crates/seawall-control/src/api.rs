@@ -14,7 +14,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
 use seawall_drain::Drain;
-use seawall_proxy::Upstreams;
+use seawall_proxy::{Upstreams, status};
 use seawall_registry::{Changes, Registry, RegistryError, Subscription};
 use seawall_saga::log::LogError;
 use seawall_saga::{Runner, SagaView, StartError};
@@ -47,6 +47,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/v1/policies", get(|State(app): State<App>| async move { Json(status::policies(&app.upstreams)) }))
+        .route("/v1/policies/{service}/breaker/{state}", post(order))
         .route("/v1/services", get(services))
         .route("/v1/services/{service}", get(service))
         .route(INSTANCE, put(register).delete(deregister))
@@ -134,6 +136,14 @@ fn names(service: &str, id: &str) -> Result<(ServiceName, InstanceId), Problem> 
 
 async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {
     if app.drain.is_signaled() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+}
+
+async fn order(
+    State(app): State<App>,
+    Path((service, state)): Path<(String, String)>,
+) -> Result<String, (StatusCode, String)> {
+    let done = status::order(&app.upstreams, &service, &state);
+    done.map(|()| format!("{service}: {state}\n")).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))
 }
 
 async fn services(State(app): State<App>) -> Json<Snapshot> {

@@ -94,6 +94,11 @@ impl Control {
         Ok(Self { listener, addr, registry, upstreams: Upstreams::new(policies), log, plans })
     }
 
+    /// Whom the saga runner calls, and under which policies.
+    pub fn upstreams(&self) -> Upstreams {
+        self.upstreams.clone()
+    }
+
     /// Where the API listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr

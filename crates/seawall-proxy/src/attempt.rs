@@ -3,45 +3,59 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Response, Version};
+use http::{HeaderMap, Response, Version};
 use hyper::body::Incoming;
-use seawall_resilience::breaker;
-use seawall_resilience::{Outcome, Report, bulkhead};
+use seawall_resilience::http::Head;
+use seawall_resilience::{Outcome, Report, breaker, bulkhead, ended};
 
 use crate::body::ResponseBody;
 use crate::headers;
 use crate::pool::Connection;
-use crate::upstream::{BreakerOf, Endpoint, Upstream};
+use crate::upstream::{Endpoint, Handle, Upstream};
 
-/// A request about to be sent to one endpoint. Dropped before its end, it says nothing about the endpoint.
+/// A request about to be sent to one endpoint. Dropped before its end it says as much as its age does: a call given up
+/// early says nothing.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) upstream: Arc<Upstream>,
     /// Where it goes; taken out when that is settled.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
-    pub(crate) permit: Option<breaker::Permit<BreakerOf>>,
-    pub(crate) _place: Option<bulkhead::Permit>,
+    pub(crate) permit: Option<breaker::Permit<Handle>>,
+    pub(crate) place: Option<bulkhead::Permit<Handle>>,
+    pub(crate) trace: u128,
 }
 
 impl Attempt {
     /// The attempt failed: that speaks against the endpoint and the service.
-    pub(crate) fn failed(&mut self) {
-        let now = Instant::now();
-        if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Failure);
-        }
-        if let Some(endpoint) = self.endpoint.take() {
-            endpoint.load.end(None, now);
-        }
+    pub(crate) fn failed(&mut self, cause: &'static str) {
+        self.settle(Report { cause, ..Outcome::Failure.into() });
     }
 
     /// The attempt ended by the caller's fault: that speaks against nobody.
     pub(crate) fn ignored(&mut self) {
+        self.settle(Outcome::Ignored.into());
+    }
+
+    /// Tells everybody how it ended: throttle, bulkhead, breaker and balancer.
+    fn settle(&mut self, report: Report) {
+        let report = Report { trace: self.trace, ..report };
+        if report.outcome != Outcome::Ignored
+            && let Some(throttle) = self.upstream.guard.throttle.get()
+        {
+            throttle.record(report.outcome == Outcome::Success);
+        }
+        if let Some(place) = self.place.take() {
+            place.finish(ended(report.outcome), report.took);
+        }
         if let Some(permit) = self.permit.take() {
-            permit.finish(Outcome::Ignored);
+            permit.finish(report);
         }
         if let Some(endpoint) = self.endpoint.take() {
-            endpoint.load.abandon();
+            match report.outcome {
+                Outcome::Success => endpoint.load.end(report.took, Instant::now()),
+                Outcome::Failure => endpoint.load.end(None, Instant::now()),
+                Outcome::Ignored => endpoint.load.abandon(),
+            }
         }
     }
 
@@ -52,14 +66,13 @@ impl Attempt {
         connection: Connection,
         begun: Instant,
     ) -> Response<ResponseBody> {
-        let head = Instant::now();
-        let bad = response.status().is_server_error();
-        let outcome = if bad { Outcome::Failure } else { Outcome::Success };
+        let latency = begun.elapsed();
         let (mut parts, body) = response.into_parts();
+        let head = Head::new(parts.status, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        let idle = self.upstream.guard.policy.timeout.get();
-        let record = Record { attempt: self, connection: Some(connection), outcome, latency: head - begun };
+        let idle = self.upstream.guard.timeout.limits().0;
+        let record = Record { attempt: self, connection: Some(connection), head, latency };
         Response::from_parts(parts, ResponseBody::stream(body, record, idle))
     }
 }
@@ -73,34 +86,49 @@ impl Drop for Attempt {
 }
 
 /// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, it says
-/// nothing about the service; the connection is closed then, since the rest of the body is still in it.
+/// nothing about the service, however long it lasted: the head was there. The connection is closed then, since the rest of
+/// the body is still in it.
 #[derive(Debug)]
 pub(crate) struct Record {
     attempt: Attempt,
     connection: Option<Connection>,
-    outcome: Outcome,
+    head: Head,
     /// Until the head: a long download is not a slow call.
     latency: Duration,
 }
 
 impl Record {
+    /// The trailers are here: a gRPC call's verdict is in them.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.head.trailers(trailers);
+    }
+
     /// The body has passed whole.
     pub(crate) fn complete(mut self) {
-        let now = Instant::now();
-        if let Some(permit) = self.attempt.permit.take() {
-            permit.finish(Report { took: Some(self.latency), ..self.outcome.into() });
+        let endpoint = self.attempt.endpoint.clone();
+        self.attempt.settle(Report { took: Some(self.latency), ..self.head.end() });
+        if let (Some(endpoint), Some(connection)) = (endpoint, self.connection.take()) {
+            endpoint.pool.put(connection, Instant::now());
         }
-        if let Some(endpoint) = self.attempt.endpoint.take() {
-            let latency = (self.outcome == Outcome::Success).then_some(self.latency);
-            endpoint.load.end(latency, now);
-            if let Some(connection) = self.connection.take() {
-                endpoint.pool.put(connection, now);
-            }
+    }
+
+    /// The rest of the body is not wanted: the head decides.
+    pub(crate) fn left(mut self) {
+        let endpoint = self.attempt.endpoint.clone();
+        self.attempt.settle(Report { took: Some(self.latency), ..self.head.report() });
+        if let (Some(endpoint), Some(connection)) = (endpoint, self.connection.take()) {
+            endpoint.pool.put(connection, Instant::now());
         }
     }
 
     /// The body broke off.
     pub(crate) fn broken(mut self) {
-        self.attempt.failed();
+        self.attempt.settle(Head::broken());
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.attempt.ignored();
     }
 }

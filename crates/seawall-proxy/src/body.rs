@@ -135,7 +135,7 @@ impl ResponseBody {
     /// connection; a kept one that is not ready is passed over.
     pub(crate) fn leave(&mut self) {
         if let Some(record) = self.record.take() {
-            record.complete();
+            record.left();
         }
     }
 
@@ -162,6 +162,9 @@ impl Body for ResponseBody {
         match Pin::new(incoming).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.stall = None;
+                if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut this.record) {
+                    record.trailers(trailers);
+                }
                 this.settle();
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
 use http::{Uri, Version};
+use seawall_resilience::Priority;
 use seawall_telemetry::TraceContext;
-use seawall_types::header::TIMEOUT;
+use seawall_types::header::{PRIORITY, RETRIES_LEFT, TIMEOUT};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -17,6 +18,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const TRACEPARENT: HeaderName = HeaderName::from_static(TraceContext::HEADER);
 const SEAWALL_TIMEOUT: HeaderName = HeaderName::from_static(TIMEOUT);
+const SEAWALL_RETRIES_LEFT: HeaderName = HeaderName::from_static(RETRIES_LEFT);
+const SEAWALL_PRIORITY: HeaderName = HeaderName::from_static(PRIORITY);
 
 /// Removes what belongs to the last hop alone (RFC 9110, 7.6.1): `Connection`, every field that it names, and those
 /// that every proxy has to remove whether they are named or not. `TE: trailers` stays.
@@ -29,7 +32,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
             // Naming these would let a client remove what the hops rely on.
-            .filter(|name| ![HOST, X_FORWARDED_FOR, FORWARDED, SEAWALL_TIMEOUT].contains(name))
+            .filter(|name| {
+                let kept = [HOST, X_FORWARDED_FOR, FORWARDED, SEAWALL_TIMEOUT, SEAWALL_RETRIES_LEFT, SEAWALL_PRIORITY];
+                !kept.contains(name)
+            })
             .collect();
         for name in named {
             headers.remove(name);
@@ -76,8 +82,11 @@ impl Forwarding {
             element.push('"');
         }
         if self.trusted_hops == 0 {
-            // How long a stranger is willing to wait is no measure for the services behind.
-            headers.remove(SEAWALL_TIMEOUT);
+            // How long a stranger is willing to wait, and how much it thinks of itself, is no measure for the services
+            // behind.
+            for name in [SEAWALL_TIMEOUT, SEAWALL_RETRIES_LEFT, SEAWALL_PRIORITY] {
+                headers.remove(name);
+            }
             headers.insert(X_FORWARDED_FOR, self.peer.clone());
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
             match host {
@@ -136,6 +145,23 @@ pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
 pub fn set_timeout(headers: &mut HeaderMap, left: Duration) {
     let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     headers.insert(SEAWALL_TIMEOUT, millis.into());
+}
+
+/// How many retries the caller leaves to this hop and those behind it, if it says so.
+pub fn retries_left(headers: &HeaderMap) -> Option<&str> {
+    headers.get(SEAWALL_RETRIES_LEFT)?.to_str().ok()
+}
+
+/// Tells the next hop how many retries are left.
+pub fn set_retries_left(headers: &mut HeaderMap, left: u32) {
+    headers.insert(SEAWALL_RETRIES_LEFT, left.into());
+}
+
+/// How much the request matters; what is not understood matters as much as most.
+pub fn priority(headers: &HeaderMap) -> Priority {
+    let word = headers.get(SEAWALL_PRIORITY).and_then(|value| value.to_str().ok());
+    let all = [Priority::Critical, Priority::High, Priority::Normal, Priority::Low];
+    word.and_then(|word| all.into_iter().find(|priority| priority.as_str() == word.trim())).unwrap_or_default()
 }
 
 /// The host that the client asked for, from the request line or the header.

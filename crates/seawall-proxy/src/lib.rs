@@ -18,6 +18,7 @@ mod pool;
 pub mod reject;
 mod send;
 pub mod server;
+pub mod status;
 pub mod upstream;
 
 pub use body::{RequestBody, ResponseBody};

@@ -1,11 +1,13 @@
 //! What the data plane counts: one block a service and worker, summed when scraped.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use seawall_resilience::breaker::State;
+use seawall_resilience::breaker::{self, State};
+use seawall_resilience::{Bulkhead, Guard};
 use seawall_telemetry::metrics::{Counter, Histogram, Page};
 use seawall_types::ServiceName;
 
@@ -58,17 +60,6 @@ impl ServiceMetrics {
     }
 }
 
-/// How often a breaker has moved to each state; rare enough to be shared.
-#[derive(Debug, Default)]
-pub struct Transitions([Counter; State::ALL.len()]);
-
-impl Transitions {
-    /// Counts one.
-    pub fn count(&self, to: State) {
-        self.0[to as usize].increment();
-    }
-}
-
 /// Collects the blocks of all workers.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -78,7 +69,6 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Blocks {
     workers: Vec<Arc<ServiceMetrics>>,
-    transitions: Arc<Transitions>,
 }
 
 impl Registry {
@@ -89,13 +79,68 @@ impl Registry {
         block
     }
 
-    /// The transitions of a service's breaker.
-    pub fn transitions(&self, service: &ServiceName) -> Arc<Transitions> {
-        self.services().entry(service.clone()).or_default().transitions.clone()
-    }
-
     fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Blocks>> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the policies have counted; read here, so that counting costs the calls nothing.
+fn policies(page: &mut Page, guards: &[Arc<Guard>]) {
+    let breakers = || guards.iter().filter_map(|guard| Some((guard.name(), guard.breaker.get()?)));
+    page.family("seawall_breaker_state", "gauge", "1 for the state that the breaker is in.");
+    for (name, breaker) in breakers() {
+        let now = breaker.state();
+        for state in State::ALL {
+            let labels: [(&str, &dyn Display); 2] = [("service", &name), ("state", &state)];
+            page.sample("seawall_breaker_state", &labels, u8::from(state == now));
+        }
+    }
+    type OfBreaker = fn(&breaker::Counts) -> u64;
+    let counters: [(&str, &str, OfBreaker); 7] = [
+        ("seawall_breaker_calls_total", "Calls that the breaker has counted.", |c| c.calls),
+        ("seawall_breaker_failed_total", "How many of them failed.", |c| c.failed),
+        ("seawall_breaker_slow_total", "How many of them were slow.", |c| c.slow),
+        ("seawall_breaker_rejected_total", "Calls that the breaker turned away.", |c| c.rejected),
+        ("seawall_breaker_late_total", "Results that came after a change of state.", |c| c.late),
+        ("seawall_breaker_opened_total", "How often the breaker has opened.", |c| c.opened),
+        ("seawall_breaker_would_open_total", "How often the watched thresholds were reached.", |c| c.would_open),
+    ];
+    for (family, help, pick) in counters {
+        page.family(family, "counter", help);
+        for (name, breaker) in breakers() {
+            page.sample(family, &[("service", &name)], pick(&breaker.counts()));
+        }
+    }
+    type OfBulkhead = fn(&Bulkhead) -> u32;
+    let gauges: [(&str, &str, OfBulkhead); 3] = [
+        ("seawall_bulkhead_limit", "Places in the bulkhead.", Bulkhead::limit),
+        ("seawall_bulkhead_in_use", "Places that are taken.", Bulkhead::in_use),
+        ("seawall_bulkhead_waiting", "Calls that wait for a place.", Bulkhead::waiting),
+    ];
+    for (family, help, pick) in gauges {
+        page.family(family, "gauge", help);
+        for guard in guards {
+            if let Some(bulkhead) = guard.bulkhead.get() {
+                page.sample(family, &[("service", &guard.name())], pick(bulkhead));
+            }
+        }
+    }
+    type OfGuard = fn(&Guard) -> Option<u64>;
+    let counters: [(&str, &str, OfGuard); 4] = [
+        ("seawall_retry_recovered_total", "Calls that a retry has saved.", |g| Some(g.retry.counts().recovered)),
+        ("seawall_retry_chain_exhausted_total", "Retries that the chain of calls refused.", |g| {
+            Some(g.retry.counts().chain)
+        }),
+        ("seawall_hedges_total", "Calls made beside one that took long.", |g| Some(g.hedge.get()?.counts().hedges)),
+        ("seawall_hedges_won_total", "How many of them answered first.", |g| Some(g.hedge.get()?.counts().won)),
+    ];
+    for (family, help, pick) in counters {
+        page.family(family, "counter", help);
+        for guard in guards {
+            if let Some(count) = pick(guard) {
+                page.sample(family, &[("service", &guard.name())], count);
+            }
+        }
     }
 }
 
@@ -133,31 +178,8 @@ pub fn page(upstreams: &Upstreams) -> String {
         let parts = blocks.workers.iter().map(|block| &block.latency);
         page.histogram("seawall_request_seconds", &[("service", service)], parts);
     }
-    page.family("seawall_breaker_transitions_total", "counter", "How often a breaker moved to a state.");
-    for (service, blocks) in services.iter() {
-        for state in State::ALL {
-            let count = blocks.transitions.0[state as usize].get();
-            page.sample("seawall_breaker_transitions_total", &[("service", service), ("to", &state)], count);
-        }
-    }
     drop(services);
-    page.family("seawall_breaker_open", "gauge", "1 while the breaker is open, 0.5 while it is half open.");
-    for guard in upstreams.guards() {
-        if let Some(breaker) = &guard.breaker {
-            let value = match breaker.state() {
-                State::Closed | State::Disabled | State::MetricsOnly => 0.0,
-                State::HalfOpen => 0.5,
-                State::Open | State::ForcedOpen => 1.0,
-            };
-            page.sample("seawall_breaker_open", &[("service", &guard.name)], value);
-        }
-    }
-    page.family("seawall_bulkhead_available", "gauge", "Free places in the bulkhead.");
-    for guard in upstreams.guards() {
-        if let Some(bulkhead) = &guard.bulkhead {
-            page.sample("seawall_bulkhead_available", &[("service", &guard.name)], bulkhead.available());
-        }
-    }
+    policies(&mut page, &upstreams.guards());
     page.family("seawall_snapshot_revision", "gauge", "The revision of the registry that is in use.");
     page.sample("seawall_snapshot_revision", &[], upstreams.snapshot().revision);
     page.into_text()

@@ -10,7 +10,7 @@
 //! the bulkhead anew. Every request, rejected or not, leaves through `record`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
@@ -20,8 +20,8 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::{Clock, bulkhead};
+use seawall_resilience::retry::NoRetry;
+use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead};
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
@@ -32,7 +32,7 @@ use crate::filter::{Fallback, Filters};
 use crate::headers::{self, Forwarding};
 use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::send;
-use crate::upstream::{BreakerOf, Upstream, View};
+use crate::upstream::{Handle, Upstream, View};
 
 /// The largest request body that is kept so that it can be sent again.
 const REPLAY: u64 = 64 * 1024;
@@ -83,9 +83,24 @@ pub struct Matched {
 struct Prepared {
     upstream: Arc<Upstream>,
     request: Request<RequestBody>,
-    deadline: Deadline,
+    call: Call,
     /// May be sent again although it may have arrived: an idempotent method, or an `Idempotency-Key`.
     repeatable: bool,
+}
+
+/// What the attempts of one call have in common.
+struct Call {
+    deadline: Deadline,
+    priority: Priority,
+    trace: u128,
+    /// Where it has been sent already; hedged attempts ask side by side.
+    tried: Mutex<Vec<SocketAddr>>,
+}
+
+impl Call {
+    fn tried(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// When the call has to be over.
@@ -96,10 +111,16 @@ struct Deadline {
     callers: bool,
 }
 
+impl Deadline {
+    fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+}
+
 /// A request that the policies let pass; holds what they gave.
 struct Admitted {
-    permit: Option<breaker::Permit<BreakerOf>>,
-    place: Option<bulkhead::Permit>,
+    permit: Option<breaker::Permit<Handle>>,
+    place: Option<bulkhead::Permit<Handle>>,
 }
 
 /// An attempt that failed: why, and the request if it is still whole.
@@ -182,26 +203,49 @@ impl Pipeline {
 
     /// How long the policy gives a whole call of `service`.
     pub fn timeout_of(&self, service: &ServiceName) -> Duration {
-        self.view.get(service.as_str()).map_or(Duration::ZERO, |upstream| upstream.guard.policy.timeout.get())
+        self.view.get(service.as_str()).map_or(Duration::ZERO, |upstream| upstream.guard.timeout.limits().0)
     }
 
-    /// The only loop: attempts until one is good enough, or time, attempts or budget are spent.
+    /// Asks for the rate, then makes the attempts, in the chain of calls that the request belongs to.
     async fn retry(&self, prepared: Prepared) -> Result<Response<ResponseBody>, Rejection> {
-        let Prepared { mut upstream, mut request, deadline, repeatable } = prepared;
+        let guard = &prepared.upstream.guard;
+        guard.retry.budget().deposit();
+        if let Some(limiter) = guard.rate_limit.get() {
+            limiter.acquire(prepared.call.deadline.left()).await?;
+        }
+        let told = headers::retries_left(prepared.request.headers());
+        match Chain::enter(told, guard.retry.config().chain) {
+            // Boxed, so that those who are in none do not carry it.
+            Some(chain) => Box::pin(chain.scope(self.attempts(prepared))).await,
+            None => self.attempts(prepared).await,
+        }
+    }
+
+    /// The only loop: attempts until one is good enough, or time, attempts, chain or budget are spent.
+    async fn attempts(&self, prepared: Prepared) -> Result<Response<ResponseBody>, Rejection> {
+        let Prepared { mut upstream, mut request, call, repeatable } = prepared;
         let guard = upstream.guard.clone();
-        guard.budget.deposit();
-        let mut tried: Vec<SocketAddr> = Vec::new();
+        let clock = guard.clock();
+        let until = clock.precise() + call.deadline.left();
         // What one attempt may have done stays done, whatever becomes of the next.
         let mut sent = false;
-        let mut delay = Duration::ZERO;
+        let mut backoff = Duration::ZERO;
         for attempt in 1.. {
-            let last = attempt >= guard.policy.retry.attempts;
+            let last = attempt >= guard.retry.config().attempts;
             let spare = if last { None } else { again(&request) };
-            let (mut result, next) = match self.attempt(&upstream, request, deadline, &mut tried).await {
+            let result = match guard.hedge.get().filter(|_| repeatable) {
+                Some(hedge) => Box::pin(self.hedged(hedge, &upstream, request, &call)).await,
+                None => self.attempt(&upstream, request, &call).await,
+            };
+            let mut after = None;
+            let (mut result, next) = match result {
                 Ok(response) => {
-                    let unsent = promises_unsent(response.headers(), &guard.name);
+                    let unsent = promises_unsent(response.headers(), guard.name().as_str());
                     let repeat = unsent || (repeatable && gateway_error(response.status()));
                     sent |= !unsent;
+                    if repeat {
+                        after = seawall_resilience::http::retry_after(response.headers());
+                    }
                     (Ok(response), spare.filter(|_| repeat))
                 }
                 Err(Failed { rejection, request }) => {
@@ -217,20 +261,22 @@ impl Pipeline {
                 Ok(_) => {}
             }
             let Some(next) = next else { return result };
-            delay = guard.policy.retry.delay(attempt, delay, fastrand::f64());
-            let now = Instant::now();
-            if now + delay >= deadline.at {
-                return result;
-            }
-            if !guard.budget.withdraw(Clock::default().now()) {
-                upstream.metrics.budget_exhausted.increment();
-                return result;
-            }
+            let charge = match guard.retry.again(attempt, backoff, Some(until), after) {
+                Ok(charge) => charge,
+                Err(why) => {
+                    if why == NoRetry::Budget {
+                        upstream.metrics.budget_exhausted.increment();
+                    }
+                    return result;
+                }
+            };
             if let Ok(response) = result {
                 response.into_body().give_up();
             }
+            tokio::time::sleep(charge.pause).await;
+            backoff = charge.backoff;
+            charge.spend();
             upstream.metrics.retries.increment();
-            tokio::time::sleep(delay).await;
             // The fleet may have changed meanwhile.
             upstream = self.view.get(upstream.service.as_str()).unwrap_or(upstream);
             request = next;
@@ -238,32 +284,85 @@ impl Pipeline {
         unreachable!("the loop ends by its attempts")
     }
 
+    /// One attempt, and others beside it when it takes long; the first good answer counts.
+    async fn hedged(
+        &self,
+        hedge: &Hedge,
+        upstream: &Arc<Upstream>,
+        request: Request<RequestBody>,
+        call: &Call,
+    ) -> Result<Response<ResponseBody>, Failed> {
+        let template = again(&request);
+        let mut first = Some(request);
+        let attempt = |_| {
+            let request = first.take().or_else(|| template.as_ref().and_then(again));
+            async move {
+                let Some(request) = request else {
+                    let rejection =
+                        Rejection::unsent(Reason::BadRequest, upstream.name.clone(), "cannot be sent twice");
+                    return Err(Err(Failed { rejection, request: None }));
+                };
+                match self.attempt(upstream, request, call).await {
+                    // An answer that would be asked for again is none that ends the race.
+                    Ok(response) if gateway_error(response.status()) => Err(Ok(response)),
+                    Ok(response) => Ok(response),
+                    Err(failed) => Err(Err(failed)),
+                }
+            }
+        };
+        match hedge.call(attempt).await {
+            Ok(response) => Ok(response),
+            Err(failed) => failed,
+        }
+    }
+
     async fn attempt(
         &self,
         upstream: &Arc<Upstream>,
         mut request: Request<RequestBody>,
-        deadline: Deadline,
-        tried: &mut Vec<SocketAddr>,
+        call: &Call,
     ) -> Result<Response<ResponseBody>, Failed> {
-        let admitted = match admit(upstream, deadline).await {
+        let deadline = call.deadline;
+        let admitted = match admit(upstream, call).await {
             Ok(admitted) => admitted,
             Err(rejection) => return Err(Failed { rejection, request: Some(request) }),
         };
         // Waiting for a place is not the endpoint's time, and the fleet may have changed meanwhile.
         let begun = Instant::now();
         let upstream = &self.view.get(upstream.service.as_str()).unwrap_or_else(|| upstream.clone());
-        let mut attempt = pick(upstream, admitted, tried, begun);
+        let mut attempt = pick(upstream, admitted, call, begun);
         let Some(endpoint) = attempt.endpoint.clone() else {
-            attempt.failed();
+            attempt.failed("no instance");
             let rejection = no_instance(&upstream.service, "no instance is up");
             return Err(Failed { rejection, request: Some(request) });
         };
-        tried.push(endpoint.addr);
-        let limit = upstream.guard.policy.attempt_timeout.map_or(deadline.at, |limit| begun + *limit);
+        let limit = upstream.guard.timeout.limits().1.map_or(deadline.at, |limit| begun + limit);
         let until = limit.min(deadline.at);
         headers::set_timeout(request.headers_mut(), until.saturating_duration_since(begun));
-        match send(&endpoint, request, begun, until).await {
-            Ok((response, connection)) => Ok(attempt.answered(response, connection, begun)),
+        let told = Chain::current().map(|chain| chain.left());
+        if let Some(left) = told {
+            headers::set_retries_left(request.headers_mut(), left);
+        }
+        let sent = match trouble(upstream, until).await {
+            Trouble::None => send(&endpoint, request, begun, until).await,
+            Trouble::Answer(status) => {
+                let response = Response::builder().status(status).body(ResponseBody::whole("chaos answers\n"));
+                attempt.failed("chaos");
+                return Ok(response.expect("a status of its range makes a response"));
+            }
+            Trouble::Fault(rejection) => {
+                attempt.failed("chaos");
+                return Err(Failed { rejection, request: Some(request) });
+            }
+        };
+        match sent {
+            Ok((response, connection)) => {
+                let left = headers::retries_left(response.headers()).and_then(|left| left.parse().ok());
+                if let (Some(chain), Some(told), Some(left)) = (Chain::current(), told, left) {
+                    chain.settle(told, left);
+                }
+                Ok(attempt.answered(response, connection, begun))
+            }
             Err(error) => {
                 // A caller that gives too little time, or breaks off its own body, says nothing about the service.
                 let own_fault = error.reason == Reason::BadRequest
@@ -271,7 +370,7 @@ impl Pipeline {
                 if own_fault {
                     attempt.ignored()
                 } else {
-                    attempt.failed()
+                    attempt.failed(error.reason.as_str())
                 }
                 let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })
@@ -328,12 +427,12 @@ async fn prepare(
     request: Request<RequestBody>,
     arrived: Instant,
 ) -> Result<Prepared, Rejection> {
-    let policy = &upstream.guard.policy;
     let (mut parts, mut body) = request.into_parts();
     let given = headers::timeout(&parts.headers).unwrap_or(Duration::MAX);
-    let own = policy.timeout.get();
+    let own = upstream.guard.timeout.limits().0;
     let deadline = Deadline { at: arrived + own.min(given), callers: given < own };
-    headers::trace(&mut parts.headers);
+    let trace = headers::trace(&mut parts.headers).trace_id();
+    let priority = headers::priority(&parts.headers);
     parts.headers.remove(EXPECT);
     parts.headers.insert(HOST, upstream.host.clone());
     let path = matched.path.or_else(|| parts.uri.path_and_query().cloned());
@@ -341,16 +440,16 @@ async fn prepare(
     parts.version = Version::HTTP_11;
     let repeatable = parts.method.is_idempotent() || parts.headers.contains_key(header::IDEMPOTENCY_KEY);
     if let RequestBody::Stream(incoming) = body {
-        body = if policy.retry.attempts > 1 && is_small(&parts) {
+        body = if upstream.guard.may_repeat() && is_small(&parts) {
             match timeout_at(deadline.at.into(), incoming.collect()).await {
                 Ok(Ok(whole)) => RequestBody::Whole(whole.to_bytes()),
                 Ok(Err(error)) => {
                     let detail = format!("the request's body broke off: {error}");
-                    return Err(Rejection::unsent(Reason::BadRequest, upstream.guard.name.clone(), detail));
+                    return Err(Rejection::unsent(Reason::BadRequest, upstream.name.clone(), detail));
                 }
                 Err(_) => {
                     let detail = "the client did not send its body in time";
-                    return Err(Rejection::unsent(Reason::SlowClient, upstream.guard.name.clone(), detail));
+                    return Err(Rejection::unsent(Reason::SlowClient, upstream.name.clone(), detail));
                 }
             }
         } else {
@@ -361,7 +460,8 @@ async fn prepare(
             RequestBody::Stream(incoming)
         };
     }
-    Ok(Prepared { upstream, request: Request::from_parts(parts, body), deadline, repeatable })
+    let call = Call { deadline, priority, trace, tried: Mutex::default() };
+    Ok(Prepared { upstream, request: Request::from_parts(parts, body), call, repeatable })
 }
 
 fn is_small(parts: &Parts) -> bool {
@@ -369,33 +469,77 @@ fn is_small(parts: &Parts) -> bool {
     length.is_some_and(|length| length <= REPLAY)
 }
 
-/// Asks the breaker, then the bulkhead.
-async fn admit(upstream: &Arc<Upstream>, deadline: Deadline) -> Result<Admitted, Rejection> {
-    let now = Instant::now();
-    let left = deadline.at.saturating_duration_since(now);
+/// Asks throttle, breaker and bulkhead.
+async fn admit(upstream: &Arc<Upstream>, call: &Call) -> Result<Admitted, Rejection> {
+    let left = call.deadline.left();
     if left.is_zero() {
-        let name = upstream.guard.name.clone();
-        return Err(Rejection::unsent(Reason::Timeout, name, "no time is left"));
+        return Err(Rejection::unsent(Reason::Timeout, upstream.name.clone(), "no time is left"));
     }
     let guard = &upstream.guard;
-    let permit = match &guard.breaker {
-        Some(_) => Some(Breaker::try_acquire(BreakerOf(upstream.clone()))?),
+    if let Some(throttle) = guard.throttle.get() {
+        // What came of it is told when it has ended.
+        let _ = throttle.admit()?;
+    }
+    let handle = || Handle(upstream.clone());
+    let permit = match guard.breaker.get() {
+        Some(_) => Some(Breaker::try_acquire(handle())?),
         None => None,
     };
-    let place = match &guard.bulkhead {
-        Some(bulkhead) => Some(bulkhead.acquire(left).await?),
+    let place = match guard.bulkhead.get() {
+        Some(_) => match Bulkhead::acquire_as(handle(), call.priority, left).await {
+            Ok(place) => Some(place),
+            Err(rejected) => {
+                // However long it waited: that says nothing about the service.
+                if let Some(permit) = permit {
+                    permit.finish(Outcome::Ignored);
+                }
+                return Err(rejected.into());
+            }
+        },
         None => None,
     };
     Ok(Admitted { permit, place })
 }
 
 /// Chooses an endpoint and counts the call as under way there.
-fn pick(upstream: &Arc<Upstream>, admitted: Admitted, tried: &[SocketAddr], now: Instant) -> Attempt {
-    let endpoint = balance::pick(&upstream.endpoints, tried, now, |below| fastrand::usize(..below)).cloned();
+fn pick(upstream: &Arc<Upstream>, admitted: Admitted, call: &Call, now: Instant) -> Attempt {
+    let mut tried = call.tried();
+    let endpoint = balance::pick(&upstream.endpoints, &tried, now, |below| fastrand::usize(..below)).cloned();
     if let Some(endpoint) = &endpoint {
         endpoint.load.begin();
+        tried.push(endpoint.addr);
     }
-    Attempt { upstream: upstream.clone(), endpoint, permit: admitted.permit, _place: admitted.place }
+    let Admitted { mut permit, place } = admitted;
+    if let Some(permit) = &mut permit {
+        permit.begin();
+    }
+    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace }
+}
+
+/// What chaos makes of an attempt.
+enum Trouble {
+    None,
+    Answer(u16),
+    Fault(Rejection),
+}
+
+/// Waits, and fails, as it was ordered; nothing where nothing was.
+async fn trouble(upstream: &Upstream, until: Instant) -> Trouble {
+    let chaos = &upstream.guard.chaos;
+    let trouble = chaos.decide();
+    if let Some(delay) = trouble.delay {
+        let over = Instant::now() + delay;
+        tokio::time::sleep_until(over.min(until).into()).await;
+        if over > until {
+            let rejection = Rejection::unsent(Reason::Timeout, upstream.name.clone(), "chaos took all the time");
+            return Trouble::Fault(rejection);
+        }
+    }
+    match trouble.status {
+        _ if trouble.fault => Trouble::Fault(chaos.fault().into()),
+        Some(status) => Trouble::Answer(status),
+        None => Trouble::None,
+    }
 }
 
 /// The caller's answer: the service's own, or a fallback, or a plain rejection.
@@ -446,6 +590,6 @@ fn no_instance(service: &ServiceName, detail: &str) -> Rejection {
 impl Reason {
     /// Whether another attempt may do better. A policy that turns a call away would do it again.
     const fn worth_repeating(self) -> bool {
-        matches!(self, Self::NoInstance | Self::Connect | Self::Reset | Self::Timeout)
+        matches!(self, Self::NoInstance | Self::Connect | Self::Reset | Self::Timeout | Self::Chaos)
     }
 }

@@ -25,6 +25,12 @@ pub enum Reason {
     Breaker,
     /// The bulkhead turned it away.
     Bulkhead,
+    /// The service may not be called this often.
+    RateLimit,
+    /// The service turns so much away that it is asked less.
+    Throttle,
+    /// A fault that was ordered.
+    Chaos,
     /// No time is left.
     Timeout,
     /// No instance could be connected to.
@@ -37,13 +43,16 @@ impl Reason {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::BadRequest,
         Self::SlowClient,
         Self::NoRoute,
         Self::NoInstance,
         Self::Breaker,
         Self::Bulkhead,
+        Self::RateLimit,
+        Self::Throttle,
+        Self::Chaos,
         Self::Timeout,
         Self::Connect,
         Self::Reset,
@@ -58,6 +67,9 @@ impl Reason {
             Self::NoInstance => "no-instance",
             Self::Breaker => "breaker",
             Self::Bulkhead => "bulkhead",
+            Self::RateLimit => "rate-limit",
+            Self::Throttle => "throttle",
+            Self::Chaos => "chaos",
             Self::Timeout => "timeout",
             Self::Connect => "connect",
             Self::Reset => "reset",
@@ -74,7 +86,10 @@ impl Reason {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::SlowClient => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoInstance | Self::Breaker | Self::Bulkhead | Self::Connect => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RateLimit => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoInstance | Self::Breaker | Self::Bulkhead | Self::Throttle | Self::Chaos | Self::Connect => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Reset => StatusCode::BAD_GATEWAY,
         }
@@ -157,7 +172,9 @@ impl From<Rejected> for Rejection {
             PolicyName::Breaker => Reason::Breaker,
             PolicyName::Bulkhead => Reason::Bulkhead,
             PolicyName::Timeout => Reason::Timeout,
-            PolicyName::RateLimit | PolicyName::Throttle | PolicyName::Chaos => Reason::Breaker,
+            PolicyName::RateLimit => Reason::RateLimit,
+            PolicyName::Throttle => Reason::Throttle,
+            PolicyName::Chaos => Reason::Chaos,
         };
         let detail = rejected.reason.to_string();
         Self {

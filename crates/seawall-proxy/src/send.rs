@@ -27,7 +27,7 @@ pub(crate) struct SendError {
 impl SendError {
     /// What the caller is told, and the request if it is still whole.
     pub(crate) fn reject(self, upstream: &Upstream) -> (Rejection, Option<Request<RequestBody>>) {
-        let mut rejection = Rejection::unsent(self.reason, upstream.guard.name.clone(), self.detail);
+        let mut rejection = Rejection::unsent(self.reason, upstream.name.clone(), self.detail);
         rejection.sent = self.request.is_none();
         (rejection, self.request)
     }

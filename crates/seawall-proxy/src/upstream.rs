@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::{Guard, Policies};
+use seawall_resilience::Breaker;
+use seawall_resilience::{Bulkhead, Clock, Events, Guard, Policies, breaker};
 use seawall_types::{ServiceName, Snapshot, Status};
 
 use crate::balance::Load;
@@ -31,20 +31,32 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     /// Counts publications; a worker compares it to the one that its view was compiled from.
     version: AtomicU64,
-    policies: Policies,
-    guards: Mutex<HashMap<ServiceName, Arc<Guard>>>,
+    policies: seawall_resilience::Registry,
     metrics: Registry,
 }
 
 impl Upstreams {
     /// Nobody to call yet.
     pub fn new(policies: Policies) -> Self {
+        Self::with_clock(policies, Clock::default())
+    }
+
+    /// [`Upstreams::new`] whose policies go by another clock.
+    pub fn with_clock(policies: Policies, clock: Clock) -> Self {
+        let policies = seawall_resilience::Registry::with_clock(policies, clock);
+        policies.events().observe(Box::new(|event| match event.what {
+            breaker::Event::Moved(_) | breaker::Event::WouldOpen(_) => {
+                tracing::warn!(policy = "breaker", service = %event.instance, "{event}");
+            }
+            breaker::Event::Call(_) | breaker::Event::Rejected(_) => {
+                tracing::debug!(policy = "breaker", service = %event.instance, "{event}");
+            }
+        }));
         Self {
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::default(),
                 version: AtomicU64::new(1),
                 policies,
-                guards: Mutex::default(),
                 metrics: Registry::default(),
             }),
         }
@@ -63,9 +75,22 @@ impl Upstreams {
 
     /// The guards of the services that have been called from here.
     pub fn guards(&self) -> Vec<Arc<Guard>> {
-        let mut guards: Vec<_> = self.guards_locked().values().cloned().collect();
-        guards.sort_by(|a, b| a.name.cmp(&b.name));
-        guards
+        self.shared.policies.guards()
+    }
+
+    /// The guard of a service that has been called from here.
+    pub fn known_guard(&self, service: &str) -> Option<Arc<Guard>> {
+        self.guards().into_iter().find(|guard| guard.name().as_str() == service)
+    }
+
+    /// Goes on under other policies. No guard loses its state, and calls under way end as they began.
+    pub fn reload(&self, policies: Policies) {
+        self.shared.policies.reload(policies);
+    }
+
+    /// What happens to the policies.
+    pub fn events(&self) -> Arc<Events> {
+        self.shared.policies.events()
     }
 
     /// Where the workers' counters are collected.
@@ -73,26 +98,8 @@ impl Upstreams {
         &self.shared.metrics
     }
 
-    fn guards_locked(&self) -> MutexGuard<'_, HashMap<ServiceName, Arc<Guard>>> {
-        self.shared.guards.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn guard(&self, service: &ServiceName) -> Arc<Guard> {
-        let mut guards = self.guards_locked();
-        let make = || {
-            let name: Arc<str> = service.as_str().into();
-            let transitions = self.shared.metrics.transitions(service);
-            let policy = self.shared.policies.of(service.as_str());
-            let told = name.clone();
-            let listener = move |event: &breaker::Event| {
-                if let breaker::Event::Moved(transition) = event {
-                    transitions.count(transition.to);
-                    tracing::warn!(policy = "breaker", service = %told, "{transition}");
-                }
-            };
-            Arc::new(Guard::new(name, policy, Box::new(listener)))
-        };
-        guards.entry(service.clone()).or_insert_with(make).clone()
+        self.shared.policies.guard(service.as_str())
     }
 }
 
@@ -101,6 +108,8 @@ impl Upstreams {
 pub struct Upstream {
     /// The service.
     pub service: ServiceName,
+    /// The same, for rejections.
+    pub(crate) name: Arc<str>,
     /// Its policies with their state, shared by all workers.
     pub guard: Arc<Guard>,
     /// The instances that are up.
@@ -111,13 +120,19 @@ pub struct Upstream {
     pub(crate) host: HeaderValue,
 }
 
-/// Lets a permit reach the breaker by way of the worker's own `Arc`, whose count no other core touches.
+/// Lets a permit reach its policy by way of the worker's own `Arc`, whose count no other core touches.
 #[derive(Clone, Debug)]
-pub struct BreakerOf(pub(crate) Arc<Upstream>);
+pub struct Handle(pub(crate) Arc<Upstream>);
 
-impl AsRef<Breaker> for BreakerOf {
+impl AsRef<Breaker> for Handle {
     fn as_ref(&self) -> &Breaker {
-        self.0.guard.breaker.as_deref().expect("made only where there is a breaker")
+        self.0.guard.breaker.kept().expect("made only where there is a breaker")
+    }
+}
+
+impl AsRef<Bulkhead> for Handle {
+    fn as_ref(&self) -> &Bulkhead {
+        self.0.guard.bulkhead.kept().expect("made only where there is a bulkhead")
     }
 }
 
@@ -194,6 +209,7 @@ impl View {
             let upstream = Upstream {
                 endpoints: endpoints.collect(),
                 service: service.clone(),
+                name: service.as_str().into(),
                 host: HeaderValue::from_str(service.as_str()).expect("a service's name is a valid header value"),
                 guard: before.map_or_else(|| self.upstreams.guard(service), |before| before.guard.clone()),
                 metrics: before

@@ -368,7 +368,7 @@ async fn a_client_that_breaks_off_its_own_body_speaks_against_nobody() {
     };
     within(settled).await;
     let guards = proxy.upstreams.guards();
-    assert_eq!(guards[0].breaker.as_ref().unwrap().sums(), seawall_resilience::breaker::Sums::default());
+    assert_eq!(guards[0].breaker.get().unwrap().sums(), seawall_resilience::breaker::Sums::default());
 }
 
 #[tokio::test]
@@ -434,7 +434,7 @@ async fn a_place_is_held_until_the_last_byte_or_the_callers_end() {
     assert_eq!((status(&answer), header(&answer, "seawall-rejected")), ("503", "bulkhead; instance=\"api\"; sent=?0"));
     drop(first);
     let free = async {
-        while proxy.upstreams.guards()[0].bulkhead.as_ref().unwrap().available() == 0 {
+        while proxy.upstreams.guards()[0].bulkhead.get().unwrap().available() == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

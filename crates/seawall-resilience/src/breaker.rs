@@ -108,6 +108,8 @@ pub struct Counts {
     pub rejected: u64,
     /// Results that came after a change of state.
     pub late: u64,
+    /// How often it has opened.
+    pub opened: u64,
     /// How often the watched thresholds were reached.
     pub would_open: u64,
 }
@@ -191,7 +193,8 @@ struct Tally {
     ignored: AtomicU64,
     cancelled: AtomicU64,
     late: AtomicU64,
-    would_open: AtomicU64,
+    opened: AtomicU32,
+    would_open: AtomicU32,
     /// The watched thresholds are exceeded right now.
     would: AtomicBool,
 }
@@ -645,6 +648,9 @@ impl Breaker {
     }
 
     fn tell(&self, from: State, to: State, sums: Sums, open_for: Duration) {
+        if to == State::Open {
+            self.tally.opened.fetch_add(1, Ordering::Relaxed);
+        }
         (self.listener)(&Event::Moved(Transition { from, to, sums, open_for }));
     }
 
@@ -785,7 +791,8 @@ impl Breaker {
             cancelled: get(&self.tally.cancelled),
             rejected: get(&self.busy.0.rejected),
             late: get(&self.tally.late),
-            would_open: get(&self.tally.would_open),
+            opened: u64::from(self.tally.opened.load(Ordering::Relaxed)),
+            would_open: u64::from(self.tally.would_open.load(Ordering::Relaxed)),
         }
     }
 }

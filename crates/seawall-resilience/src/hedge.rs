@@ -54,13 +54,11 @@ pub struct HedgeConfig {
 
 impl HedgeConfig {
     /// Fills what is absent from `base`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "policy.rs is still to take it up"))]
     pub(crate) fn or(&self, base: &Self) -> Self {
         merge!(self, base; enabled, delay, delay_floor, minimum_calls, max, budget, on_error)
     }
 
     /// Notes every value that is out of its range.
-    #[cfg_attr(not(test), expect(dead_code, reason = "policy.rs is still to take it up"))]
     pub(crate) fn problems(&self, found: &mut Problems) {
         match self.delay {
             Some(Delay::After(after)) => found.positive("hedge.delay", Some(after)),
@@ -80,7 +78,6 @@ impl HedgeConfig {
     }
 
     /// With the defaults for what is absent; none unless it is switched on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "policy.rs is still to take it up"))]
     pub(crate) fn resolve(&self) -> Option<Config> {
         let defaults = Config::default();
         self.enabled.unwrap_or(false).then(|| Config {

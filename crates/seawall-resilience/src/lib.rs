@@ -1,13 +1,29 @@
 //! Policies that stand between a caller and a service that may be slow, failing or gone.
 //!
-//! Each is a file: [`breaker`], [`bulkhead`], [`retry`] (with its budget). [`Policy`] is what a configuration says of
-//! one service, [`Guard`] is that policy with its state. Their order around a call is fixed:
+//! Each is a file: [`breaker`], [`bulkhead`], [`retry`], and so on. [`Policy`] is what a configuration says of one
+//! service, [`Guard`] is that policy with its state, and a [`Registry`] has the guards of all services. Their order around
+//! a call is fixed, outermost first:
 //!
-//! total timeout → retry (and budget) → breaker → bulkhead → attempt timeout → call
+//! fallback → total timeout → rate limit → retry (and budget) → hedge → throttle → breaker → bulkhead → attempt timeout
+//! → chaos → call
 //!
-//! so each attempt asks the breaker anew, and an attempt that waits for the bulkhead has not spent its own time yet.
-//! Nothing here does I/O; the decisions take `now` as an argument, and a [`Clock`] says what it is.
+//! so each attempt asks the breaker anew, and an attempt that waits for the bulkhead has not spent its own time yet. For
+//! another order there is a [`layer`] of each. Nothing here does I/O; the decisions take `now` as an argument, and a
+//! [`Clock`] says what it is.
+//!
+//! ```
+//! use seawall_resilience::{Policies, Registry};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let policies: Policies = serde_json::from_str(r#"{ "payment": { "attempt_timeout": "1s" } }"#)?;
+//! let registry = Registry::new(policies);
+//! let payment = registry.guard("payment");
+//! let charged = payment.call(|_attempt| async { Ok::<_, std::io::Error>("charged") }).await;
+//! assert_eq!(charged.unwrap(), "charged");
+//! # Ok::<(), serde_json::Error>(()) }).unwrap();
+//! ```
 
+pub mod adaptive;
 pub mod breaker;
 pub mod bulkhead;
 pub mod cache;
@@ -16,7 +32,9 @@ pub mod chaos;
 pub mod clock;
 pub mod coalesce;
 pub mod deadline;
+mod events;
 pub mod fallback;
+mod guard;
 pub mod hedge;
 pub mod http;
 pub mod layer;
@@ -24,6 +42,7 @@ mod name;
 mod policy;
 mod problems;
 pub mod rate_limit;
+mod registry;
 pub mod retry;
 mod sync;
 pub mod throttle;
@@ -31,20 +50,22 @@ pub mod timeout;
 mod verdict;
 
 pub use breaker::Breaker;
-pub use bulkhead::Bulkhead;
+pub use bulkhead::{Bulkhead, Priority};
 pub use chain::Chain;
-pub use chaos::{Chaos, ChaosConfig};
+pub use chaos::Chaos;
 pub use clock::{Clock, Tick};
 pub use coalesce::Coalesce;
 pub use deadline::Deadline;
+pub use events::{Event, Events, Observer};
 pub use fallback::Fallback;
+pub use guard::{Guard, Permits, Switch, ended};
 pub use hedge::Hedge;
 pub use name::Name;
-pub use policy::{Guard, Policies, Policy, PolicyConfig};
+pub use policy::{DEFAULT, Policies, Policy, PolicyConfig};
 pub use problems::Problems;
-pub use rate_limit::{RateLimitConfig, RateLimiter};
+pub use rate_limit::RateLimiter;
+pub use registry::Registry;
 pub use retry::{Budget, Retrier, Retry};
-pub use retry::{Budget, Retry};
-pub use throttle::{Throttle, ThrottleConfig};
+pub use throttle::Throttle;
 pub use timeout::Timeout;
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};

@@ -1,66 +1,62 @@
-//! What a configuration says of how services are called, and a policy together with its state.
+//! What a configuration says of how services are called.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use seawall_types::{Period, Ratio, ServiceName};
+use seawall_types::{Period, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use crate::breaker::{self, Breaker, BreakerConfig};
-use crate::bulkhead::{self, Bulkhead};
-use crate::retry::{Budget, Retry, RetryConfig};
-use crate::{Clock, Name, Problems};
+use crate::breaker::{self, BreakerConfig};
+use crate::bulkhead::{self, BulkheadConfig};
+use crate::chaos::{self, ChaosConfig};
+use crate::hedge::{self, HedgeConfig};
+use crate::problems::Problems;
+use crate::rate_limit::{self, RateLimitConfig};
+use crate::retry::{Retry, RetryConfig};
+use crate::throttle::{self, ThrottleConfig};
 
-/// How a service is called, wherever it is called from. What is not given is taken from the policy `default`, and
-/// from Seawall's own defaults after that, field by field.
+/// How a service is called, wherever it is called from. What is not given is taken from the policy that it extends,
+/// then from the policy `default`, and from Seawall's own defaults after that, field by field.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyConfig {
+    /// Another policy, from which it takes what it does not say itself.
+    pub extends: Option<ServiceName>,
     /// The time for the whole call, all attempts and waits included. Default 10s.
     pub timeout: Option<Period>,
     /// The time for one attempt. Default: what is left of `timeout`.
     pub attempt_timeout: Option<Period>,
+    /// How often it may be called. Default: as often as one likes.
+    pub rate_limit: RateLimitConfig,
     /// How a failed call is repeated.
     pub retry: RetryConfig,
+    /// When a call that takes long is made once more beside the first. Default: never.
+    pub hedge: HedgeConfig,
+    /// When a service that turns calls away is called less. Default: never.
+    pub throttle: ThrottleConfig,
     /// When to stop calling a service that fails.
     pub breaker: BreakerConfig,
     /// How many calls may be under way at once.
     pub bulkhead: BulkheadConfig,
-}
-
-/// How many calls may be under way at once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BulkheadConfig {
-    /// `false` switches it off. Default true.
-    pub enabled: Option<bool>,
-    /// How many calls may be under way at once. Default 1024.
-    #[schemars(range(min = 1, max = 1000000))]
-    pub concurrent: Option<u32>,
-    /// How long a call waits for a place. Default 0s: not at all.
-    pub wait: Option<Period>,
-    /// How many calls may wait. Default: as many as `concurrent`.
-    #[schemars(range(max = 1000000))]
-    pub queue: Option<u32>,
+    /// What goes wrong on purpose. Default: nothing.
+    pub chaos: ChaosConfig,
 }
 
 impl PolicyConfig {
     /// Fills what is absent from `base`.
     #[must_use]
-    fn or(&self, base: &Self) -> Self {
-        let (h, hb) = (&self.bulkhead, &base.bulkhead);
+    pub fn or(&self, base: &Self) -> Self {
         Self {
+            extends: self.extends.clone(),
             timeout: self.timeout.or(base.timeout),
             attempt_timeout: self.attempt_timeout.or(base.attempt_timeout),
+            rate_limit: self.rate_limit.or(&base.rate_limit),
             retry: self.retry.or(&base.retry),
+            hedge: self.hedge.or(&base.hedge),
+            throttle: self.throttle.or(&base.throttle),
             breaker: self.breaker.or(&base.breaker),
-            bulkhead: BulkheadConfig {
-                enabled: h.enabled.or(hb.enabled),
-                concurrent: h.concurrent.or(hb.concurrent),
-                wait: h.wait.or(hb.wait),
-                queue: h.queue.or(hb.queue),
-            },
+            bulkhead: self.bulkhead.or(&base.bulkhead),
+            chaos: self.chaos.or(&base.chaos),
         }
     }
 
@@ -69,47 +65,66 @@ impl PolicyConfig {
         let mut found = Problems::default();
         found.positive("timeout", self.timeout);
         found.positive("attempt_timeout", self.attempt_timeout);
-        self.retry.problems(&mut found);
-        found.range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
-        found.range("bulkhead.queue", self.bulkhead.queue, 0, 1_000_000);
         found.ordered("attempt_timeout", self.attempt_timeout, "timeout", self.timeout);
+        self.rate_limit.problems(&mut found);
+        self.retry.problems(&mut found);
+        self.hedge.problems(&mut found);
+        self.throttle.problems(&mut found);
         self.breaker.problems(&mut found);
+        self.bulkhead.problems(&mut found);
+        self.chaos.problems(&mut found);
         found.into_vec()
     }
 
     /// The policy with nothing left open: what is absent is as Seawall has it by default.
     pub fn complete(&self) -> Policy {
-        let concurrent = self.bulkhead.concurrent.unwrap_or(1024).max(1);
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
             attempt_timeout: self.attempt_timeout,
+            rate_limit: self.rate_limit.resolve(),
             retry: self.retry.resolve(),
+            hedge: self.hedge.resolve(),
+            throttle: self.throttle.resolve(),
             breaker: self.breaker.resolve(),
-            bulkhead: self.bulkhead.enabled.unwrap_or(true).then(|| bulkhead::Config {
-                concurrent,
-                wait: self.bulkhead.wait.unwrap_or_default(),
-                queue: self.bulkhead.queue.unwrap_or(concurrent),
-            }),
+            bulkhead: self.bulkhead.resolve(),
+            chaos: self.chaos.resolve(),
         }
     }
 }
 
-/// How one service is called, with nothing left open.
+/// How one service is called, with nothing left open. A policy that is `None` is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// The time for the whole call.
     pub timeout: Period,
     /// The time for one attempt, where it is less than what is left of the whole.
     pub attempt_timeout: Option<Period>,
+    /// How often it may be called.
+    pub rate_limit: Option<rate_limit::Config>,
     /// How a failed call is repeated.
     pub retry: Retry,
-    /// The breaker, unless it is switched off.
+    /// When a call is made once more beside the first.
+    pub hedge: Option<hedge::Config>,
+    /// When a service that turns calls away is called less.
+    pub throttle: Option<throttle::Config>,
+    /// When to stop calling.
     pub breaker: Option<breaker::Config>,
-    /// The bulkhead, unless it is switched off.
+    /// How many calls may be under way at once.
     pub bulkhead: Option<bulkhead::Config>,
+    /// What goes wrong on purpose.
+    pub chaos: Option<chaos::Config>,
 }
 
-/// The policies of a file by service; `default` is the base of all.
+impl Default for Policy {
+    fn default() -> Self {
+        PolicyConfig::default().complete()
+    }
+}
+
+/// The policy that every other one extends in the end.
+pub const DEFAULT: &str = "default";
+
+/// The policies of a file by service. Those that are no service's are there to be extended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Policies(pub BTreeMap<ServiceName, PolicyConfig>);
@@ -117,76 +132,118 @@ pub struct Policies(pub BTreeMap<ServiceName, PolicyConfig>);
 impl Policies {
     /// The policy of `service`, complete.
     pub fn of(&self, service: &str) -> Policy {
-        let base = self.0.get("default").cloned().unwrap_or_default();
-        self.0.get(service).map_or_else(|| base.complete(), |policy| policy.or(&base).complete())
+        self.merged(service).complete()
     }
-}
 
-/// A policy with its state: what stands between the callers in this process and one service.
-#[derive(Debug)]
-pub struct Guard {
-    /// The service.
-    pub name: Arc<str>,
-    /// What the policy says.
-    pub policy: Policy,
-    /// Its breaker.
-    pub breaker: Option<Arc<Breaker>>,
-    /// Its bulkhead.
-    pub bulkhead: Option<Bulkhead>,
-    /// Its retry budget.
-    pub budget: Budget,
-}
-
-impl Guard {
-    /// Fresh state for `policy`. `listener` hears of the breaker's transitions.
-    pub fn new(name: Arc<str>, policy: Policy, listener: breaker::Listener) -> Self {
-        Self {
-            breaker: policy
-                .breaker
-                .clone()
-                .map(|config| Arc::new(Breaker::new(Name::new(&name), config, Clock::default(), listener))),
-            bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
-            budget: Budget::new(policy.retry.budget, policy.retry.budget_floor, Clock::default().now()),
-            name,
-            policy,
+    /// The policy of `name` over all that it extends, and over `default`.
+    fn merged(&self, name: &str) -> PolicyConfig {
+        let mut merged = PolicyConfig::default();
+        let mut seen = BTreeSet::new();
+        let mut next = self.0.get(name);
+        while let Some(policy) = next {
+            merged = merged.or(policy);
+            // A circle is one of the problems; here it only has to end.
+            next = policy.extends.as_ref().filter(|base| seen.insert(base.as_str())).and_then(|base| self.0.get(base));
         }
+        self.0.get(DEFAULT).map_or_else(|| merged.clone(), |base| merged.or(base))
+    }
+
+    /// Whether some other policy extends it.
+    pub fn is_extended(&self, name: &str) -> bool {
+        self.0.values().any(|policy| policy.extends.as_ref().is_some_and(|base| base.as_str() == name))
+    }
+
+    /// Everything that is wrong: values out of their range, values that contradict what is taken from another policy, and
+    /// policies that extend one that is not there, or themselves. As `(policy, path below it, what is wrong)`.
+    pub fn problems(&self) -> Vec<(&ServiceName, String, String)> {
+        let mut found = Vec::new();
+        for (name, policy) in &self.0 {
+            let own = policy.problems();
+            let mut add = |path: &str, what: String| found.push((name, path.to_owned(), what));
+            match &policy.extends {
+                Some(base) if !self.0.contains_key(base) => add("extends", format!("names no policy: `{base}`")),
+                Some(_) if self.extends_itself(name) => add("extends", "goes round in a circle".into()),
+                Some(_) if name.as_str() == DEFAULT => {
+                    add("extends", "has no place in `default`, the base of all".into())
+                }
+                _ => {}
+            }
+            // What only goes wrong together with another policy is this one's mistake, if that one is well by itself.
+            let inherited = |problem: &(String, String)| {
+                let bases = self.0.iter().filter(|(other, _)| *other != name);
+                bases.map(|(_, base)| base.problems()).any(|problems| problems.contains(problem))
+            };
+            let together = self.merged(name.as_str()).problems();
+            let together = together.into_iter().filter(|problem| !own.contains(problem) && !inherited(problem));
+            for (path, what) in own.iter().cloned().chain(together) {
+                add(&path, what);
+            }
+        }
+        found
+    }
+
+    fn extends_itself(&self, name: &ServiceName) -> bool {
+        let mut seen = BTreeSet::from([name]);
+        let mut next = self.0.get(name);
+        while let Some(base) = next.and_then(|policy| policy.extends.as_ref()) {
+            if !seen.insert(base) {
+                return true;
+            }
+            next = self.0.get(base);
+        }
+        false
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
+    use seawall_types::Ratio;
+
     use super::*;
 
-    #[test]
-    fn a_service_takes_from_the_default_field_by_field() {
-        let name = |text: &str| ServiceName::try_new(text).unwrap();
-        let mut base = PolicyConfig { timeout: Some(Period::secs(3)), ..PolicyConfig::default() };
-        base.breaker.window = breaker::Window::calls(7);
-        let mut payment = PolicyConfig::default();
-        payment.breaker.failure_rate = Some(Ratio::percent(30));
-        payment.bulkhead.enabled = Some(false);
-        let policies = Policies([(name("default"), base), (name("payment"), payment)].into());
-        let payment = policies.of("payment");
-        let breaker = payment.breaker.unwrap();
-        assert_eq!(payment.timeout, Period::secs(3));
-        let limits = breaker.limits;
-        assert_eq!((limits.failure_rate, limits.minimum_calls), (Ratio::percent(30), 7));
-        assert_eq!(breaker.window, breaker::Window::Calls(7));
-        assert_eq!(payment.bulkhead, None);
-        assert_eq!(policies.of("other").bulkhead.unwrap().concurrent, 1024);
-        assert_eq!(Policies::default().of("x").timeout, Period::secs(10));
+    fn policies(json: serde_json::Value) -> Policies {
+        serde_json::from_value(json).unwrap()
     }
 
     #[test]
-    fn what_is_out_of_range_is_named() {
-        let mut policy = PolicyConfig {
-            timeout: Some(Period::secs(0)),
-            attempt_timeout: Some(Period::secs(1)),
-            ..PolicyConfig::default()
-        };
-        policy.retry.attempts = Some(0);
-        policy.breaker.failure_rate = Some(Ratio::percent(0));
-        let paths: Vec<_> = policy.problems().into_iter().map(|(path, _)| path).collect();
-        assert_eq!(paths, ["timeout", "retry.attempts", "attempt_timeout", "breaker.failure_rate"]);
+    fn a_service_takes_from_what_it_extends_field_by_field() {
+        let policies = policies(serde_json::json!({
+            "default": { "timeout": "3s", "breaker": { "window": "7 calls" } },
+            "careful": { "extends": "strict", "breaker": { "failure_rate": "30%" } },
+            "strict": { "attempt_timeout": "1s", "breaker": { "failure_rate": "10%", "open_for": "1m" } },
+            "payment": { "extends": "careful", "bulkhead": { "enabled": false } },
+        }));
+        let payment = policies.of("payment");
+        let breaker = payment.breaker.unwrap();
+        assert_eq!((payment.timeout, payment.attempt_timeout), (Period::secs(3), Some(Period::secs(1))));
+        assert_eq!((breaker.limits.failure_rate, breaker.limits.minimum_calls), (Ratio::percent(30), 7));
+        assert_eq!((breaker.window, breaker.open_for), (breaker::Window::Calls(7), Period::secs(60)));
+        assert_eq!(payment.bulkhead, None);
+        assert_eq!(policies.of("other").bulkhead.unwrap().concurrent, 1024);
+        assert_eq!(Policies::default().of("x"), Policy::default());
+        assert!(policies.problems().is_empty(), "{:?}", policies.problems());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_once_and_where_it_is() {
+        let policies = policies(serde_json::json!({
+            "default": { "timeout": "2s", "retry": { "attempts": 0 } },
+            "a": { "attempt_timeout": "5s" },
+            "b": { "extends": "c" },
+            "c": { "extends": "b" },
+            "d": { "extends": "nobody", "timeout": "0s" },
+        }));
+        let problems = policies.problems();
+        let found: Vec<_> = problems.iter().map(|(name, path, _)| (name.as_str(), path.as_str())).collect();
+        let expected = [
+            ("a", "attempt_timeout"),
+            ("b", "extends"),
+            ("c", "extends"),
+            ("d", "extends"),
+            ("d", "timeout"),
+            ("default", "retry.attempts"),
+        ];
+        assert_eq!(found, expected, "{problems:?}");
+        assert_eq!(policies.of("b").retry.attempts, 1, "whatever is wrong, there is a policy");
     }
 }

@@ -67,6 +67,13 @@ impl Timeout {
         timeout
     }
 
+    /// The time for a whole call, and for one attempt where that has a limit of its own.
+    pub fn limits(&self) -> (Duration, Option<Duration>) {
+        let attempt = self.attempt.load(Ordering::Relaxed);
+        let attempt = (attempt != u64::MAX).then(|| Duration::from_nanos(attempt));
+        (Duration::from_nanos(self.total.load(Ordering::Relaxed)), attempt)
+    }
+
     /// Other limits, for calls and attempts that begin from now on.
     pub fn reload(&self, config: Config) {
         self.total.store(nanos(config.total.get()), Ordering::Relaxed);

@@ -14,6 +14,11 @@ impl TraceContext {
     /// The name of the header.
     pub const HEADER: &str = "traceparent";
 
+    /// The trace's own number.
+    pub const fn trace_id(self) -> u128 {
+        self.trace
+    }
+
     /// A new trace, marked as sampled.
     pub fn start() -> Self {
         Self { trace: fastrand::u128(1..), span: fastrand::u64(1..), flags: 1 }

@@ -27,6 +27,9 @@ pub mod header {
     /// How many retries the whole chain of calls that this request belongs to may still make (`2`); `0` forbids them.
     /// Every hop may lower it; none raises it.
     pub const RETRIES_LEFT: &str = "seawall-retries-left";
+    /// How much the request matters: `critical`, `high`, `normal` or `low`. Passed on by services as they see fit; a gateway
+    /// takes it from nobody but the proxies that it trusts.
+    pub const PRIORITY: &str = "seawall-priority";
     /// The key under which a service recognises a repeated request.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 }

@@ -15,14 +15,14 @@
 //! A policy by itself, for what is not HTTP:
 //!
 //! ```
-//! use seawall::resilience::{Breaker, Guard, Outcome, Policies};
+//! use seawall::resilience::{Policies, Registry};
 //!
-//! let policies = Policies::default();
-//! let guard = Guard::new("payment".into(), policies.of("payment"), Box::new(|transition| eprintln!("{transition}")));
-//! let breaker = guard.breaker.as_ref().expect("on by default");
-//! let permit = Breaker::try_acquire(breaker.clone())?;
-//! permit.finish(Outcome::Success);
-//! # Ok::<(), seawall::resilience::Rejected>(())
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let registry = Registry::new(Policies::default());
+//! let payment = registry.guard("payment");
+//! let charged = payment.call(|_attempt| async { Ok::<_, std::io::Error>("charged") }).await;
+//! assert_eq!(charged.unwrap(), "charged");
+//! # });
 //! ```
 
 pub mod client;

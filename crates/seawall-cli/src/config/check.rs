@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use seawall_control::SERVICE as CONTROL;
 use seawall_gateway::RouteTable;
+use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
 use seawall_types::{Period, ServiceName};
 
@@ -72,14 +73,16 @@ impl Checker<'_> {
     }
 
     fn policies(&mut self) {
-        for (name, policy) in &self.config.policies.0 {
-            if name.as_str() != "default" {
+        let policies = &self.config.policies;
+        for name in policies.0.keys() {
+            // One that others extend need not be a service's.
+            if name.as_str() != DEFAULT && !policies.is_extended(name.as_str()) {
                 self.known(&["policies", name.as_str()], name);
             }
-            for (path, what) in policy.problems() {
-                let field = path.rsplit('.').next().unwrap_or(&path);
-                self.at(&["policies", name.as_str()], &path, format!("`{field}` {what}"));
-            }
+        }
+        for (name, path, what) in policies.problems() {
+            let field = path.rsplit('.').next().unwrap_or(&path);
+            self.at(&["policies", name.as_str()], &path, format!("`{field}` {what}"));
         }
     }
 

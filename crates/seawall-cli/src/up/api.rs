@@ -1,4 +1,4 @@
-//! The socket by which `seawall status|stop|start|restart` reach a running `up`: HTTP on a Unix socket in the data
+//! The socket by which `seawall status|stop|start|restart|reload` reach a running `up`: HTTP on a Unix socket in the data
 //! directory, so that only who may read that directory may use it.
 
 use std::path::Path;
@@ -25,8 +25,11 @@ pub(crate) fn serve(fleet: Arc<Fleet>, socket: &Path) -> anyhow::Result<JoinHand
     // What a killed `up` has left behind; a living one holds the lock.
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let app =
-        Router::new().route("/status", get(status)).route("/services/{name}/{action}", post(change)).with_state(fleet);
+    let app = Router::new()
+        .route("/status", get(status))
+        .route("/services/{name}/{action}", post(change))
+        .route("/reload", post(reload))
+        .with_state(fleet);
     Ok(tokio::spawn(async move {
         let _ = axum::serve(listener, app).await;
     }))
@@ -34,6 +37,11 @@ pub(crate) fn serve(fleet: Arc<Fleet>, socket: &Path) -> anyhow::Result<JoinHand
 
 async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Vec<Row>> {
     Json(fleet.rows().await)
+}
+
+async fn reload(State(fleet): State<Arc<Fleet>>) -> String {
+    fleet.screen().say("asked to read the policies again");
+    format!("asked {} to read the policies again", fleet.reload().join(", "))
 }
 
 async fn change(

@@ -1,5 +1,6 @@
-//! `seawall status|stop|start|restart`: asking a running `seawall up`.
+//! `seawall status|stop|start|restart|reload`: asking a running `seawall up`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -43,6 +44,25 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         println!("{}", table(&rows, false));
     }
     Ok(())
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ReloadArgs {
+    /// The file that `seawall up` runs.
+    #[arg(long, short, default_value = "seawall.yaml")]
+    config: PathBuf,
+}
+
+/// The file is checked here first: with a mistake in it nobody is asked.
+pub(crate) fn reload(args: &ReloadArgs) -> anyhow::Result<()> {
+    println!("{}", ask(&args.config, Method::POST, "/reload")?);
+    Ok(())
+}
+
+/// Every part that can be asked about its policies: its name, and where.
+pub(crate) fn admins(config: &std::path::Path) -> anyhow::Result<Vec<(String, SocketAddr)>> {
+    let rows: Vec<Row> = serde_json::from_str(&ask(config, Method::GET, "/status")?)?;
+    Ok(rows.into_iter().filter_map(|row| Some((row.name, row.admin?))).collect())
 }
 
 pub(crate) fn service(action: &str, args: &ServiceArgs) -> anyhow::Result<()> {

@@ -302,6 +302,17 @@ impl Fleet {
         [&self.control].into_iter().chain(&self.gateways).chain(pairs).collect()
     }
 
+    /// Asks our own parts to read the policies again; answers who they are.
+    pub(crate) fn reload(&self) -> Vec<String> {
+        let sidecars = self.services.values().flatten().map(|pair| &pair.sidecar);
+        let parts = [&self.control].into_iter().chain(&self.gateways).chain(sidecars);
+        let asked = parts.filter(|part| {
+            let pid = part.state.borrow().pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+            pid.is_some_and(|pid| rustix::process::kill_process(pid, Signal::HUP).is_ok())
+        });
+        asked.map(|part| part.spec.name.clone()).collect()
+    }
+
     fn service(&self, name: &str) -> Result<&[Pair], String> {
         let names = || self.services.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let found = self.services.get(name).map(Vec::as_slice);

@@ -45,6 +45,12 @@ impl<B: AsRef<Breaker>> Permit<B> {
         breaker.observe(self.epoch, self.started, report, || breaker.clock.now());
     }
 
+    /// The call is made only now: what went before, such as a wait for the bulkhead, is not the service's time.
+    #[inline]
+    pub fn begin(&mut self) {
+        self.started = self.breaker.as_ref().clock.now().nanos();
+    }
+
     /// The call lasts: from now on its age is known.
     #[inline]
     fn lasts(&mut self) {

@@ -249,7 +249,9 @@ mod tests {
                 let sent = sent || reason == Reason::Reset;
                 assert_eq!((error.is_unsent(), error.is_unknown()), (!sent, sent), "{error:?}");
                 assert_eq!(error.is_timeout(), reason == Reason::Timeout);
-                assert_eq!(error.is_rejected(), matches!(reason, Reason::Breaker | Reason::Bulkhead));
+                let others = [Reason::RateLimit, Reason::Throttle, Reason::Chaos];
+                let policy = matches!(reason, Reason::Breaker | Reason::Bulkhead) || others.contains(&reason);
+                assert_eq!(error.is_rejected(), policy);
                 let text = error.to_string();
                 assert!(error.service() == "payment" && text.contains("`payment`") && text.contains("why"), "{text}");
             }
