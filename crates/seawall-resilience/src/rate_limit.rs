@@ -170,7 +170,7 @@ impl RateLimiter {
     /// [`Rejected`] with `limited`, and after which time one call would pass if no other came before it.
     #[inline]
     pub fn try_acquire(&self) -> Result<(), Rejected> {
-        self.try_acquire_at(self.clock.precise(), 1)
+        self.take(1, || self.clock.precise())
     }
 
     /// Whether `n` calls may pass now, all or none. Zero always may, more than the burst never.
@@ -179,7 +179,7 @@ impl RateLimiter {
     /// As [`RateLimiter::try_acquire`], for `n` calls; without a time if they can never pass together.
     #[inline]
     pub fn try_acquire_n(&self, n: u32) -> Result<(), Rejected> {
-        self.try_acquire_at(self.clock.precise(), n)
+        self.take(n, || self.clock.precise())
     }
 
     /// [`RateLimiter::try_acquire_n`] at `now`, of the limiter's own clock.
@@ -188,19 +188,25 @@ impl RateLimiter {
     /// As there.
     #[inline]
     pub fn try_acquire_at(&self, now: Tick, n: u32) -> Result<(), Rejected> {
+        self.take(n, || now)
+    }
+
+    #[inline]
+    fn take(&self, n: u32, clock: impl Fn() -> Tick) -> Result<(), Rejected> {
         if n == 0 {
             return Ok(());
         }
-        let now = self.own(now);
-        let mut seen = self.word.0.load(Ordering::Acquire);
+        let mut view = View::new(self, clock);
         loop {
-            let taken = self.plan(seen).take(seen & VALUE, now, n);
+            let taken = view.plan().take(view.value(), view.now, n);
             if taken.wait > 0 {
+                if view.refresh() {
+                    continue;
+                }
                 return Err(self.limited(taken.wait));
             }
-            match self.replace(seen, taken.value) {
-                Ok(_) => return Ok(()),
-                Err(other) => seen = other,
+            if view.replace(taken.value) {
+                return Ok(());
             }
         }
     }
@@ -212,35 +218,33 @@ impl RateLimiter {
     /// # Errors
     /// As [`RateLimiter::try_acquire`].
     pub async fn acquire(&self, limit: Duration) -> Result<(), Rejected> {
-        let now = self.clock.precise();
-        if let Some(turn) = self.reserve_at(now, limit)? {
-            tokio::time::sleep(turn.due().since(now)).await;
+        if let Some(turn) = self.reserve(limit, || self.clock.precise())? {
+            tokio::time::sleep(turn.wait).await;
             turn.keep();
         }
         Ok(())
     }
 
-    /// Takes a turn at `now` or later; `None` passes at once.
-    fn reserve_at(&self, now: Tick, limit: Duration) -> Result<Option<Turn<'_>>, Rejected> {
-        let now = self.own(now);
+    /// Takes a turn, now or later; `None` passes at once.
+    fn reserve(&self, limit: Duration, clock: impl Fn() -> Tick) -> Result<Option<Turn<'_>>, Rejected> {
         let most = self.wait.load(Ordering::Relaxed).min(nanos(limit));
-        let mut seen = self.word.0.load(Ordering::Acquire);
+        let mut view = View::new(self, clock);
         loop {
-            let taken = self.plan(seen).take(seen & VALUE, now, 1);
-            let turn = |due| Some(Turn { limiter: self, due, generation: generation(seen), kept: false });
+            let taken = view.plan().take(view.value(), view.now, 1);
+            if taken.wait > 0 && view.refresh() {
+                continue;
+            }
             if taken.wait > 0 {
-                let until = now.saturating_add(taken.wait.min(most));
-                if let Some(due) = self.reuse(generation(seen), now, until) {
-                    return Ok(turn(due));
+                let until = view.now.saturating_add(taken.wait.min(most));
+                if let Some(due) = self.reuse(generation(view.word), view.now, until) {
+                    return Ok(Some(view.turn(due)));
                 }
                 if taken.wait > most {
                     return Err(self.limited(taken.wait));
                 }
             }
-            match self.replace(seen, taken.value) {
-                Ok(_) if taken.wait == 0 => return Ok(None),
-                Ok(_) => return Ok(turn(now + taken.wait)),
-                Err(other) => seen = other,
+            if view.replace(taken.value) {
+                return Ok((taken.wait > 0).then(|| view.turn(view.now + taken.wait)));
             }
         }
     }
@@ -394,20 +398,73 @@ impl RateLimiter {
     }
 }
 
+/// What a call has seen of a limiter.
+struct View<'a, C> {
+    limiter: &'a RateLimiter,
+    clock: C,
+    word: u64,
+    now: u64,
+    /// Whether the time was read after the word.
+    fresh: bool,
+}
+
+impl<'a, C: Fn() -> Tick> View<'a, C> {
+    /// The word is read before the time. The other way round, a thread that is held up in between for some milliseconds
+    /// would find the word of a later time, take that for debt, and turn a call away that is within the rate.
+    #[inline]
+    fn new(limiter: &'a RateLimiter, clock: C) -> Self {
+        let word = limiter.word.0.load(Ordering::Acquire);
+        let now = limiter.own(clock());
+        Self { limiter, clock, word, now, fresh: true }
+    }
+
+    #[inline]
+    fn plan(&self) -> Plan {
+        self.limiter.plan(self.word)
+    }
+
+    #[inline]
+    const fn value(&self) -> u64 {
+        self.word & VALUE
+    }
+
+    /// Puts another value in the place of the one that was seen; if somebody else was quicker, his is seen now.
+    #[inline]
+    fn replace(&mut self, value: u64) -> bool {
+        let replaced = self.limiter.replace(self.word, value);
+        // A time from before the word is good enough to pass, and is not good enough to be turned away.
+        (self.word, self.fresh) = (replaced.err().unwrap_or(self.word), replaced.is_ok());
+        replaced.is_ok()
+    }
+
+    /// Reads the time anew, unless it is later than the word already.
+    fn refresh(&mut self) -> bool {
+        let stale = !self.fresh;
+        if stale {
+            (self.now, self.fresh) = (self.limiter.own((self.clock)()), true);
+        }
+        stale
+    }
+
+    fn turn(&self, due: u64) -> Turn<'a> {
+        let wait = Duration::from_nanos(due.saturating_sub(self.now));
+        Turn { limiter: self.limiter, due, wait, generation: generation(self.word), kept: false }
+    }
+}
+
 /// A turn that has been taken in advance; given back when dropped, unless it is kept.
 #[derive(Debug)]
 struct Turn<'a> {
     limiter: &'a RateLimiter,
     due: u64,
+    /// From when it was taken until it is due.
+    wait: Duration,
     generation: u64,
     kept: bool,
 }
 
 impl Turn<'_> {
-    fn due(&self) -> Tick {
-        self.limiter.base + Duration::from_nanos(self.due)
-    }
-
+    /// The call has been let through.
     fn keep(mut self) {
         self.kept = true;
     }
@@ -731,15 +788,15 @@ mod model {
             loom::model(move || {
                 let limiter = limiter(algorithm, 1);
                 assert!(limiter.try_acquire().is_ok());
-                let take = |limiter: &RateLimiter| drop(limiter.reserve_at(Tick::default(), Duration::MAX));
+                let take = |limiter: &RateLimiter| drop(limiter.reserve(Duration::MAX, Tick::default));
                 let other = thread::spawn({
                     let limiter = limiter.clone();
                     move || take(&limiter)
                 });
                 take(&limiter);
                 other.join().expect("it does not panic");
-                let next = limiter.reserve_at(Tick::default(), Duration::MAX);
-                assert_eq!(next.expect("there is time").expect("it waits").due().nanos(), 1_000_000_000);
+                let next = limiter.reserve(Duration::MAX, Tick::default);
+                assert_eq!(next.expect("there is time").expect("it waits").wait, Duration::from_secs(1));
             });
         }
     }

@@ -28,6 +28,7 @@ use crate::{Name, PolicyName, Reason, Rejected};
 ///
 /// # Panics
 /// When polled outside of a tokio runtime with time, if the future has to wait.
+#[inline(always)]
 pub fn limit<F: Future>(limit: Duration, future: F) -> Limit<F, Elapsed> {
     Limit::new(future, Until::After(limit), Elapsed(()))
 }
@@ -36,6 +37,7 @@ pub fn limit<F: Future>(limit: Duration, future: F) -> Limit<F, Elapsed> {
 ///
 /// # Panics
 /// As there.
+#[inline(always)]
 pub fn until<F: Future>(deadline: Deadline, future: F) -> Limit<F, Elapsed> {
     Limit::new(future, Until::of(deadline, deadline.left()), Elapsed(()))
 }
@@ -88,6 +90,7 @@ impl Timeout {
     /// The whole call, up to `deadline`. Cancel safe if the future is.
     ///
     /// The future's output, or [`Rejected`] with `deadline`; if there was no time to begin with, it has not begun.
+    #[inline(always)]
     pub fn total<F: Future>(&self, deadline: Deadline, future: F) -> Limit<F, Rejected> {
         Limit::new(future, Until::of(deadline, deadline.left()), self.rejected(Reason::Deadline))
     }
@@ -96,6 +99,7 @@ impl Timeout {
     ///
     /// The future's output, or [`Rejected`] with `attempt` or `deadline`, whichever comes first; if there was no time
     /// to begin with, it has not begun.
+    #[inline(always)]
     pub fn attempt<F: Future>(&self, deadline: Deadline, future: F) -> Limit<F, Rejected> {
         let (left, own) = (deadline.left(), Duration::from_nanos(self.attempt.load(Ordering::Relaxed)));
         if own < left {
@@ -153,7 +157,9 @@ pin_project! {
 }
 
 impl<F, E> Limit<F, E> {
-    #[inline]
+    // Always, so that it is made where it will be polled: copied there, with its empty place for a timer, it costs more
+    // than all the rest.
+    #[inline(always)]
     fn new(future: F, until: Until, elapsed: E) -> Self {
         let some = !matches!(until, Until::After(left) if left.is_zero());
         Self { future: some.then_some(future), sleep: None, until, elapsed }

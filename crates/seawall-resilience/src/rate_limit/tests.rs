@@ -135,10 +135,10 @@ fn a_reload_keeps_what_was_taken() {
 fn a_reload_of_the_wait_alone_changes_no_rule() {
     let (limiter, _) = limiter(config(Algorithm::TokenBucket, "1/s", 1, Period::default()));
     assert!(limiter.try_acquire().is_ok());
-    assert!(limiter.reserve_at(limiter.clock.now(), LONG).is_err());
+    assert!(limiter.reserve(LONG, || limiter.clock.now()).is_err());
     limiter.reload(config(Algorithm::TokenBucket, "1/s", 1, Period::secs(5)));
-    let turn = limiter.reserve_at(limiter.clock.now(), LONG).unwrap().unwrap();
-    assert_eq!(turn.due().since(limiter.clock.now()), seconds(1));
+    let turn = limiter.reserve(LONG, || limiter.clock.now()).unwrap().unwrap();
+    assert_eq!(turn.wait, seconds(1));
     assert_eq!(limiter.generation(), 0);
 }
 
@@ -147,7 +147,7 @@ fn a_turn_from_before_a_reload_is_not_given_back() {
     for algorithm in BOTH {
         let (limiter, _) = limiter(config(algorithm, "1/s", 1, Period::secs(10)));
         assert!(limiter.try_acquire().is_ok());
-        let turn = limiter.reserve_at(limiter.clock.now(), LONG).unwrap().unwrap();
+        let turn = limiter.reserve(LONG, || limiter.clock.now()).unwrap().unwrap();
         limiter.reload(config(algorithm, "1/s", 2, Period::secs(10)));
         assert_eq!(limiter.available(), 0);
         drop(turn);
@@ -187,19 +187,40 @@ async fn a_dropped_wait_gives_its_turn_back() {
 
         // Before others: theirs stay where they are, and the next in line takes the one that is free.
         let now = limiter.clock.now();
-        let turns: Vec<_> = (0..4).map(|_| limiter.reserve_at(now, LONG).unwrap().unwrap()).collect();
-        let due = |turn: &Turn<'_>| turn.due().since(now).as_millis();
+        let turns: Vec<_> = (0..4).map(|_| limiter.reserve(LONG, || now).unwrap().unwrap()).collect();
+        let due = |turn: &Turn<'_>| turn.wait.as_millis();
         assert_eq!(turns.iter().map(due).collect::<Vec<_>>(), [500, 1500, 2500, 3500]);
         let [first, second, third, fourth] = <[_; 4]>::try_from(turns).unwrap();
         drop(second);
         drop(first);
-        assert!(limiter.reserve_at(now, Duration::from_millis(499)).is_err());
-        let reused = limiter.reserve_at(now, LONG).unwrap().unwrap();
+        assert!(limiter.reserve(Duration::from_millis(499), || now).is_err());
+        let reused = limiter.reserve(LONG, || now).unwrap().unwrap();
         assert_eq!(due(&reused), 500);
         // Once the later ones are given up as well, nothing is left of any.
         drop((third, fourth, reused));
         assert!(lock(&limiter.book).turns.is_empty() && !limiter.returned.load(Ordering::Relaxed));
         assert_eq!(limiter.try_acquire().unwrap_err().retry_after, Some(half));
+    }
+}
+
+#[test]
+fn a_thread_that_was_held_up_is_not_turned_away_for_it() {
+    for algorithm in BOTH {
+        // One call a second, and each comes a second after the other; but the second one's clock was read when its
+        // thread was held up, and another passed in the meantime.
+        let (limiter, hand) = limiter(config(algorithm, "1/s", 1, Period::default()));
+        let reads = std::cell::Cell::new(0);
+        let clock = || {
+            let now = limiter.clock.now();
+            if reads.replace(reads.get() + 1) == 0 {
+                hand.advance(seconds(5));
+                assert_eq!(limiter.try_acquire(), Ok(()));
+                hand.advance(seconds(1));
+            }
+            now
+        };
+        assert_eq!((limiter.take(1, clock), reads.get()), (Ok(()), 2), "{algorithm:?}");
+        assert_eq!(limiter.try_acquire().unwrap_err().retry_after, Some(seconds(1)));
     }
 }
 
@@ -353,10 +374,10 @@ proptest! {
             // Those whose turn has come go, but for one in four that is dropped just then.
             let mut later = Vec::new();
             for (n, turn) in waiting.drain(..).enumerate() {
-                if turn.due() > now {
+                if turn.due > nanos(now.since(base)) {
                     later.push(turn);
                 } else if (which + n) % 4 != 0 {
-                    passed.push(nanos(turn.due().since(base)));
+                    passed.push(turn.due);
                     turn.keep();
                 }
             }
@@ -365,10 +386,10 @@ proptest! {
                 0 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
                 1 if limiter.try_acquire().is_ok() => passed.push(nanos(now.since(base))),
                 0 | 1 => {}
-                _ => match limiter.reserve_at(now, LONG) {
+                _ => match limiter.reserve(LONG, || now) {
                     Ok(None) => passed.push(nanos(now.since(base))),
                     Ok(Some(turn)) => {
-                        prop_assert!(turn.due() > now && turn.due().since(now) <= config.wait.get());
+                        prop_assert!(turn.due > nanos(now.since(base)) && turn.wait <= config.wait.get());
                         waiting.push(turn);
                     }
                     Err(rejected) => prop_assert!(rejected.retry_after.unwrap() > config.wait.get()),
@@ -376,7 +397,7 @@ proptest! {
             }
         }
         passed.extend(waiting.drain(..).map(|turn| {
-            let due = nanos(turn.due().since(base));
+            let due = turn.due;
             turn.keep();
             due
         }));
