@@ -332,20 +332,20 @@ impl Hedge {
             Some(delay) => tokio::select! {
                 biased;
                 result = first.as_mut() => result,
-                () = tokio::time::sleep(delay) => return self.race(Some((first, sample)), None, delay, attempt).await,
+                () = tokio::time::sleep(delay) => return Box::pin(self.race(Some((first, sample)), None, delay, attempt)).await,
             },
         };
         sample.end(result.is_ok());
         match result {
             Err(error) if self.on_error.load(Ordering::Relaxed) => {
                 // Without a percentile there is no wait yet after which to add a third call.
-                self.race(None, Some(error), delay.unwrap_or(Duration::MAX), attempt).await
+                Box::pin(self.race(None, Some(error), delay.unwrap_or(Duration::MAX), attempt)).await
             }
             result => result,
         }
     }
 
-    /// Goes on from the moment at which another call is due.
+    /// Goes on from the moment at which another call is due. Boxed by its callers: most calls do not come here.
     async fn race<T, E, F, A>(
         &self,
         mut first: Option<(Pin<&mut A>, Sample<'_>)>,

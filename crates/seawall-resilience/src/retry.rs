@@ -287,7 +287,7 @@ struct Counters {
 /// Stands for "no bound" in [`Retrier::chain`].
 const UNBOUNDED: u32 = u32::MAX;
 
-/// Repeats calls of one service. A call that works at once costs a load or two; everything else happens after a failure.
+/// Repeats calls of one service. A call that works at once costs two loads; everything else happens after a failure.
 #[derive(Debug)]
 pub struct Retrier {
     name: Name,
@@ -360,41 +360,53 @@ impl Retrier {
     /// call's.
     ///
     /// Cancel safe: dropped while it waits, it gives back what the retry had taken from budget and chain.
-    pub async fn call<T, E, F, A, D>(&self, deadline: Option<Tick>, attempt: F, decide: D) -> Result<T, E>
+    pub async fn call<T, E, F, A, D>(&self, deadline: Option<Tick>, mut attempt: F, mut decide: D) -> Result<T, E>
     where
         F: FnMut(u32) -> A,
         A: Future<Output = Result<T, E>>,
         D: FnMut(&Result<T, E>) -> Decision,
     {
         self.budget.deposit();
-        match self.chain.load(Ordering::Relaxed) {
-            retries if retries != UNBOUNDED && Chain::current().is_none() => {
-                Chain::new(retries).scope(self.attempts(deadline, attempt, decide)).await
-            }
-            _ => self.attempts(deadline, attempt, decide).await,
+        let chain = self.chain.load(Ordering::Relaxed);
+        if chain != UNBOUNDED && Chain::current().is_none() {
+            // What is not usual is boxed, here and below: a call that works at once would otherwise carry all of it
+            // along, and that is most of what it would pay.
+            return Box::pin(Chain::new(chain).scope(self.attempts(deadline, attempt, decide))).await;
         }
+        let result = attempt(1).await;
+        let Decision::Again { after } = decide(&result) else { return result };
+        let Ok(charge) = self.again(1, Duration::ZERO, deadline, after) else { return result };
+        Box::pin(self.repeat(deadline, attempt, decide, result, charge)).await
     }
 
+    /// All attempts, for a call that runs in a chain of its own.
     async fn attempts<T, E, F, A, D>(&self, deadline: Option<Tick>, mut attempt: F, mut decide: D) -> Result<T, E>
     where
         F: FnMut(u32) -> A,
         A: Future<Output = Result<T, E>>,
         D: FnMut(&Result<T, E>) -> Decision,
     {
-        let mut made = 1;
-        let mut backoff = Duration::ZERO;
-        loop {
-            let result = attempt(made).await;
-            let after = match decide(&result) {
-                Decision::Again { after } => after,
-                Decision::Stop => {
-                    if made > 1 && result.is_ok() {
-                        count(&self.counters.recovered);
-                    }
-                    return result;
-                }
-            };
-            let Ok(charge) = self.again(made, backoff, deadline, after) else { return result };
+        let result = attempt(1).await;
+        let Decision::Again { after } = decide(&result) else { return result };
+        let Ok(charge) = self.again(1, Duration::ZERO, deadline, after) else { return result };
+        self.repeat(deadline, attempt, decide, result, charge).await
+    }
+
+    /// Goes on with the second attempt, for which `charge` is paid.
+    async fn repeat<T, E, F, A, D>(
+        &self,
+        deadline: Option<Tick>,
+        mut attempt: F,
+        mut decide: D,
+        mut result: Result<T, E>,
+        mut charge: Charge<'_>,
+    ) -> Result<T, E>
+    where
+        F: FnMut(u32) -> A,
+        A: Future<Output = Result<T, E>>,
+        D: FnMut(&Result<T, E>) -> Decision,
+    {
+        for number in 2.. {
             if !charge.pause.is_zero() {
                 tokio::time::sleep(charge.pause).await;
             }
@@ -403,10 +415,23 @@ impl Retrier {
                 count(&self.counters.deadline);
                 return result;
             }
-            backoff = charge.backoff;
+            let backoff = charge.backoff;
             charge.spend();
-            made += 1;
+            // Before the next attempt: it may hold what that one waits for.
+            drop(result);
+            result = attempt(number).await;
+            let Decision::Again { after } = decide(&result) else {
+                if result.is_ok() {
+                    count(&self.counters.recovered);
+                }
+                return result;
+            };
+            charge = match self.again(number, backoff, deadline, after) {
+                Ok(charge) => charge,
+                Err(_) => return result,
+            };
         }
+        result
     }
 
     /// Decides whether there is another attempt after `made` of them, and takes what it costs from the task's chain and
