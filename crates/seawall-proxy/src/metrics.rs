@@ -95,14 +95,21 @@ fn policies(page: &mut Page, guards: &[Arc<Guard>]) {
             page.sample("seawall_breaker_state", &labels, u8::from(state == now));
         }
     }
+    page.family("seawall_breaker_transitions_total", "counter", "How often the breaker moved to a state.");
+    for (name, breaker) in breakers() {
+        let moves = breaker.counts().moves;
+        for state in State::ALL {
+            let labels: [(&str, &dyn Display); 2] = [("service", &name), ("to", &state)];
+            page.sample("seawall_breaker_transitions_total", &labels, moves[state as usize]);
+        }
+    }
     type OfBreaker = fn(&breaker::Counts) -> u64;
-    let counters: [(&str, &str, OfBreaker); 7] = [
+    let counters: [(&str, &str, OfBreaker); 6] = [
         ("seawall_breaker_calls_total", "Calls that the breaker has counted.", |c| c.calls),
         ("seawall_breaker_failed_total", "How many of them failed.", |c| c.failed),
         ("seawall_breaker_slow_total", "How many of them were slow.", |c| c.slow),
         ("seawall_breaker_rejected_total", "Calls that the breaker turned away.", |c| c.rejected),
         ("seawall_breaker_late_total", "Results that came after a change of state.", |c| c.late),
-        ("seawall_breaker_opened_total", "How often the breaker has opened.", |c| c.opened),
         ("seawall_breaker_would_open_total", "How often the watched thresholds were reached.", |c| c.would_open),
     ];
     for (family, help, pick) in counters {

@@ -85,7 +85,7 @@ fn breaker_view(breaker: &Breaker, now: Tick) -> Value {
         "calls": sums.calls,
         "failed": sums.failed,
         "slow": sums.slow,
-        "opened": counts.opened,
+        "opened": counts.moves[State::Open as usize],
         "rejected": counts.rejected,
         "would_open": counts.would_open,
         "bad_calls": breaker.bad_calls().iter().map(bad).collect::<Vec<_>>(),

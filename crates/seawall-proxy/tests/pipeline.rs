@@ -408,7 +408,7 @@ async fn an_open_breaker_answers_at_once_and_says_until_when() {
     for line in [
         r#"seawall_rejections_total{service="api",reason="breaker"} 1"#,
         r#"seawall_rejections_total{service="api",reason="connect"} 5"#,
-        r#"seawall_breaker_opened_total{service="api"} 1"#,
+        r#"seawall_breaker_transitions_total{service="api",to="open"} 1"#,
         r#"seawall_breaker_failed_total{service="api"} 5"#,
         r#"seawall_breaker_rejected_total{service="api"} 1"#,
         r#"seawall_breaker_state{service="api",state="open"} 1"#,

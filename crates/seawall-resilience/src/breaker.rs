@@ -108,8 +108,8 @@ pub struct Counts {
     pub rejected: u64,
     /// Results that came after a change of state.
     pub late: u64,
-    /// How often it has opened.
-    pub opened: u64,
+    /// How often it has moved to each state, in the order of [`State::ALL`].
+    pub moves: [u64; State::ALL.len()],
     /// How often the watched thresholds were reached.
     pub would_open: u64,
 }
@@ -193,7 +193,7 @@ struct Tally {
     ignored: AtomicU64,
     cancelled: AtomicU64,
     late: AtomicU64,
-    opened: AtomicU32,
+    moves: [AtomicU32; State::ALL.len()],
     would_open: AtomicU32,
     /// The watched thresholds are exceeded right now.
     would: AtomicBool,
@@ -648,9 +648,7 @@ impl Breaker {
     }
 
     fn tell(&self, from: State, to: State, sums: Sums, open_for: Duration) {
-        if to == State::Open {
-            self.tally.opened.fetch_add(1, Ordering::Relaxed);
-        }
+        self.tally.moves[to as usize].fetch_add(1, Ordering::Relaxed);
         (self.listener)(&Event::Moved(Transition { from, to, sums, open_for }));
     }
 
@@ -791,7 +789,7 @@ impl Breaker {
             cancelled: get(&self.tally.cancelled),
             rejected: get(&self.busy.0.rejected),
             late: get(&self.tally.late),
-            opened: u64::from(self.tally.opened.load(Ordering::Relaxed)),
+            moves: std::array::from_fn(|to| u64::from(self.tally.moves[to].load(Ordering::Relaxed))),
             would_open: u64::from(self.tally.would_open.load(Ordering::Relaxed)),
         }
     }
