@@ -11,7 +11,7 @@ use seawall_resilience::{Outcome, Report, bulkhead};
 use crate::body::ResponseBody;
 use crate::headers;
 use crate::pool::Connection;
-use crate::upstream::{BreakerOf, Endpoint, Upstream};
+use crate::upstream::{BreakerOf, BulkheadOf, Endpoint, Upstream};
 
 /// A request about to be sent to one endpoint. Dropped before its end, it says nothing about the endpoint.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Attempt {
     /// Where it goes; taken out when that is settled.
     pub(crate) endpoint: Option<Arc<Endpoint>>,
     pub(crate) permit: Option<breaker::Permit<BreakerOf>>,
-    pub(crate) _place: Option<bulkhead::Permit>,
+    pub(crate) _place: Option<bulkhead::Permit<BulkheadOf>>,
 }
 
 impl Attempt {

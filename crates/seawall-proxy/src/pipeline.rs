@@ -21,7 +21,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::bulkhead;
+use seawall_resilience::bulkhead::{self, Bulkhead};
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
@@ -32,7 +32,7 @@ use crate::filter::{Fallback, Filters};
 use crate::headers::{self, Forwarding};
 use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::send;
-use crate::upstream::{BreakerOf, Upstream, View};
+use crate::upstream::{BreakerOf, BulkheadOf, Upstream, View};
 
 /// The largest request body that is kept so that it can be sent again.
 const REPLAY: u64 = 64 * 1024;
@@ -99,7 +99,7 @@ struct Deadline {
 /// A request that the policies let pass; holds what they gave.
 struct Admitted {
     permit: Option<breaker::Permit<BreakerOf>>,
-    place: Option<bulkhead::Permit>,
+    place: Option<bulkhead::Permit<BulkheadOf>>,
 }
 
 /// An attempt that failed: why, and the request if it is still whole.
@@ -382,7 +382,7 @@ async fn admit(upstream: &Arc<Upstream>, deadline: Deadline) -> Result<Admitted,
         None => None,
     };
     let place = match &guard.bulkhead {
-        Some(bulkhead) => Some(bulkhead.acquire(left).await?),
+        Some(_) => Some(Bulkhead::acquire(BulkheadOf(upstream.clone()), left).await?),
         None => None,
     };
     Ok(Admitted { permit, place })

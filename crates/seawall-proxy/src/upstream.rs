@@ -13,7 +13,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use seawall_resilience::breaker::{self, Breaker};
-use seawall_resilience::{Guard, Policies};
+use seawall_resilience::{Bulkhead, Guard, Policies};
 use seawall_types::{ServiceName, Snapshot, Status};
 
 use crate::balance::Load;
@@ -118,6 +118,16 @@ pub struct BreakerOf(pub(crate) Arc<Upstream>);
 impl AsRef<Breaker> for BreakerOf {
     fn as_ref(&self) -> &Breaker {
         self.0.guard.breaker.as_deref().expect("made only where there is a breaker")
+    }
+}
+
+/// The same for a place in the bulkhead.
+#[derive(Clone, Debug)]
+pub struct BulkheadOf(pub(crate) Arc<Upstream>);
+
+impl AsRef<Bulkhead> for BulkheadOf {
+    fn as_ref(&self) -> &Bulkhead {
+        self.0.guard.bulkhead.as_ref().expect("made only where there is a bulkhead")
     }
 }
 

@@ -8,6 +8,7 @@
 //! so each attempt asks the breaker anew, and an attempt that waits for the bulkhead has not spent its own time yet.
 //! Nothing here does I/O; the decisions take `now` as an argument, and a [`Clock`] says what it is.
 
+pub mod adaptive;
 pub mod breaker;
 pub mod bulkhead;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod http;
 pub mod layer;
 mod name;
 mod policy;
+pub mod pool;
 mod problems;
 pub mod rate_limit;
 pub mod retry;
@@ -24,11 +26,12 @@ pub mod timeout;
 mod verdict;
 
 pub use breaker::Breaker;
-pub use bulkhead::Bulkhead;
+pub use bulkhead::{Bulkhead, BulkheadConfig, Priority};
 pub use clock::{Clock, Tick};
 pub use deadline::Deadline;
 pub use name::Name;
 pub use policy::{Guard, Policies, Policy, PolicyConfig};
+pub use pool::{Pool, PoolConfig};
 pub use problems::Problems;
 pub use rate_limit::{RateLimitConfig, RateLimiter};
 pub use retry::{Budget, Retry};

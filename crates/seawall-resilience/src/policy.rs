@@ -8,7 +8,7 @@ use seawall_types::{Period, Ratio, ServiceName};
 use serde::{Deserialize, Serialize};
 
 use crate::breaker::{self, Breaker, BreakerConfig};
-use crate::bulkhead::{self, Bulkhead};
+use crate::bulkhead::{self, Bulkhead, BulkheadConfig};
 use crate::retry::{Budget, Retry};
 use crate::{Clock, Name, Problems};
 
@@ -45,28 +45,11 @@ pub struct RetryConfig {
     pub budget: Option<Ratio>,
 }
 
-/// How many calls may be under way at once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BulkheadConfig {
-    /// `false` switches it off. Default true.
-    pub enabled: Option<bool>,
-    /// How many calls may be under way at once. Default 1024.
-    #[schemars(range(min = 1, max = 1000000))]
-    pub concurrent: Option<u32>,
-    /// How long a call waits for a place. Default 0s: not at all.
-    pub wait: Option<Period>,
-    /// How many calls may wait. Default: as many as `concurrent`.
-    #[schemars(range(max = 1000000))]
-    pub queue: Option<u32>,
-}
-
 impl PolicyConfig {
     /// Fills what is absent from `base`.
     #[must_use]
     fn or(&self, base: &Self) -> Self {
         let (r, rb) = (&self.retry, &base.retry);
-        let (h, hb) = (&self.bulkhead, &base.bulkhead);
         Self {
             timeout: self.timeout.or(base.timeout),
             attempt_timeout: self.attempt_timeout.or(base.attempt_timeout),
@@ -77,12 +60,7 @@ impl PolicyConfig {
                 budget: r.budget.or(rb.budget),
             },
             breaker: self.breaker.or(&base.breaker),
-            bulkhead: BulkheadConfig {
-                enabled: h.enabled.or(hb.enabled),
-                concurrent: h.concurrent.or(hb.concurrent),
-                wait: h.wait.or(hb.wait),
-                queue: h.queue.or(hb.queue),
-            },
+            bulkhead: self.bulkhead.or(&base.bulkhead),
         }
     }
 
@@ -92,8 +70,7 @@ impl PolicyConfig {
         found.positive("timeout", self.timeout);
         found.positive("attempt_timeout", self.attempt_timeout);
         found.range("retry.attempts", self.retry.attempts, 1, 20);
-        found.range("bulkhead.concurrent", self.bulkhead.concurrent, 1, 1_000_000);
-        found.range("bulkhead.queue", self.bulkhead.queue, 0, 1_000_000);
+        self.bulkhead.problems(&mut found);
         found.ordered("retry.backoff", self.retry.backoff, "max_backoff", self.retry.max_backoff);
         found.ordered("attempt_timeout", self.attempt_timeout, "timeout", self.timeout);
         self.breaker.problems(&mut found);
@@ -102,7 +79,6 @@ impl PolicyConfig {
 
     /// The policy with nothing left open: what is absent is as Seawall has it by default.
     pub fn complete(&self) -> Policy {
-        let concurrent = self.bulkhead.concurrent.unwrap_or(1024).max(1);
         Policy {
             timeout: self.timeout.unwrap_or(Period::secs(10)),
             attempt_timeout: self.attempt_timeout,
@@ -113,11 +89,7 @@ impl PolicyConfig {
                 budget: self.retry.budget.unwrap_or(Ratio::percent(20)),
             },
             breaker: self.breaker.resolve(),
-            bulkhead: self.bulkhead.enabled.unwrap_or(true).then(|| bulkhead::Config {
-                concurrent,
-                wait: self.bulkhead.wait.unwrap_or_default(),
-                queue: self.bulkhead.queue.unwrap_or(concurrent),
-            }),
+            bulkhead: self.bulkhead.resolve(),
         }
     }
 }
@@ -173,7 +145,7 @@ impl Guard {
                 .breaker
                 .clone()
                 .map(|config| Arc::new(Breaker::new(Name::new(&name), config, Clock::default(), listener))),
-            bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config)),
+            bulkhead: policy.bulkhead.clone().map(|config| Bulkhead::new(Name::new(&name), config, Clock::default())),
             budget: Budget::new(policy.retry.budget),
             name,
             policy,
