@@ -27,8 +27,11 @@ use crate::clock::nanos;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Line, Mutex, Ordering, lock};
 use crate::{Clock, Name, PolicyName, Problems, Reason, Rejected, Tick};
 
+#[cfg(all(test, feature = "loom"))]
+mod loom;
 mod queue;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests;
 
 use queue::{Queue, Turn};
@@ -399,7 +402,7 @@ impl Bulkhead {
     fn take_past_waiters(&self, priority: Priority) -> Result<u32, Reason> {
         let queue = lock(&self.queue.0);
         if queue.highest().is_some_and(|highest| highest >= priority) {
-            return Err(self.lack(in_use(self.state.0.load(Ordering::Relaxed))));
+            return Err(Reason::Full);
         }
         self.take_locked(priority, PLACE)
     }
@@ -422,12 +425,8 @@ impl Bulkhead {
 
     /// What a call lacks that finds so many places taken: any place, or one that it may have.
     fn lack(&self, in_use: u32) -> Reason {
-        if in_use < self.least_shared() { Reason::Shed } else { Reason::Full }
-    }
-
-    /// How many places the highest priority may use.
-    fn least_shared(&self) -> u32 {
-        self.limits.caps[Priority::Critical as usize].load(Ordering::Relaxed)
+        let cap = self.limits.caps[Priority::Critical as usize].load(Ordering::Relaxed);
+        if in_use < cap { Reason::Shed } else { Reason::Full }
     }
 
     async fn wait(&self, priority: Priority, limit: Duration, reason: Reason) -> Result<u32, Reason> {
@@ -538,6 +537,8 @@ impl Bulkhead {
         self.limits.queue.store(config.queue.min(MAX), Ordering::Relaxed);
         lock(&self.queue.0).shares = config.shares;
         self.set_places(places);
+        drop(adaptive);
+        self.grant();
     }
 
     /// Changes the number of places, 1 to [`MAX`], as [`Bulkhead::reload`] does. An adaptive limit goes on from there,
@@ -546,8 +547,11 @@ impl Bulkhead {
         let mut adaptive = lock(&self.adaptive);
         let places = adaptive.as_mut().map_or(places, |adaptive| adaptive.set(places));
         self.set_places(places);
+        drop(adaptive);
+        self.grant();
     }
 
+    /// The adaptive limit is locked, so the last to set it has the last word. [`Bulkhead::grant`] has to follow.
     fn set_places(&self, places: u32) {
         let places = places.clamp(1, MAX);
         let queue = lock(&self.queue.0);
@@ -555,8 +559,6 @@ impl Bulkhead {
         for (cap, share) in self.limits.caps.iter().zip(queue.shares) {
             cap.store(share.count_of(places), Ordering::Relaxed);
         }
-        drop(queue);
-        self.grant();
     }
 
     /// Shows a finished call to the adaptive limit. If another thread does so at the same moment, this one is skipped:
@@ -567,6 +569,8 @@ impl Bulkhead {
         let places = found.step(sample, self.clock.precise());
         if places != self.limit() {
             self.set_places(places);
+            drop(adaptive);
+            self.grant();
         }
     }
 

@@ -325,7 +325,7 @@ impl Permits<'_> {
 /// What an outcome tells an adaptive bulkhead.
 pub const fn ended(outcome: Outcome) -> Ended {
     match outcome {
-        Outcome::Success => Ended::Answered,
+        Outcome::Success => Ended::Success,
         Outcome::Failure => Ended::Dropped,
         Outcome::Ignored => Ended::Ignored,
     }
