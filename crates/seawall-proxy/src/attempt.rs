@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Response, Version};
 use hyper::body::Incoming;
+use seawall_resilience::adaptive::Ended;
 use seawall_resilience::http::Head;
 use seawall_resilience::{Outcome, Report, breaker, bulkhead, ended};
 
 use crate::body::ResponseBody;
 use crate::headers;
 use crate::pool::Connection;
+use crate::reject::Reason;
 use crate::upstream::{Endpoint, Handle, Upstream};
 
 /// A request about to be sent to one endpoint. Dropped before its end it says as much as its age does: a call given up
@@ -28,7 +30,8 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// The attempt failed: that speaks against the endpoint and the service.
     pub(crate) fn failed(&mut self, cause: &'static str) {
-        self.settle(Report { cause, ..Outcome::Failure.into() });
+        let overloaded = cause == Reason::Timeout.as_str();
+        self.settle(Report { cause, overloaded, ..Outcome::Failure.into() });
     }
 
     /// The attempt ended by the caller's fault: that speaks against nobody.
@@ -39,13 +42,14 @@ impl Attempt {
     /// Tells everybody how it ended: throttle, bulkhead, breaker and balancer.
     fn settle(&mut self, report: Report) {
         let report = Report { trace: self.trace, ..report };
-        if report.outcome != Outcome::Ignored
+        let ended = ended(&report);
+        if ended != Ended::Ignored
             && let Some(throttle) = self.upstream.guard.throttle.get()
         {
-            throttle.record(report.outcome == Outcome::Success);
+            throttle.record(ended == Ended::Served);
         }
         if let Some(place) = self.place.take() {
-            place.finish(ended(report.outcome), report.took);
+            place.finish(ended, report.took);
         }
         if let Some(permit) = self.permit.take() {
             permit.finish(report);

@@ -307,14 +307,14 @@ impl Permits<'_> {
     /// The call has ended.
     pub fn finish(self, report: Report) {
         if let Some(permit) = self.throttle {
-            match report.outcome {
-                Outcome::Success => permit.accepted(),
-                Outcome::Failure => permit.refused(),
-                Outcome::Ignored => {}
+            match ended(&report) {
+                Ended::Served => permit.accepted(),
+                Ended::Dropped => permit.refused(),
+                Ended::Ignored => {}
             }
         }
         if let Some(place) = self.bulkhead {
-            place.finish(ended(report.outcome), report.took);
+            place.finish(ended(&report), report.took);
         }
         if let Some(permit) = self.breaker {
             permit.finish(report);
@@ -322,11 +322,11 @@ impl Permits<'_> {
     }
 }
 
-/// What an outcome tells an adaptive bulkhead.
-pub const fn ended(outcome: Outcome) -> Ended {
-    match outcome {
-        Outcome::Success => Ended::Success,
-        Outcome::Failure => Ended::Dropped,
-        Outcome::Ignored => Ended::Ignored,
+/// What a report tells an adaptive bulkhead, and the throttle.
+pub const fn ended(report: &Report) -> Ended {
+    match report.outcome {
+        _ if report.overloaded => Ended::Dropped,
+        Outcome::Success => Ended::Served,
+        Outcome::Failure | Outcome::Ignored => Ended::Ignored,
     }
 }

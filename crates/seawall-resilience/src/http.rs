@@ -35,7 +35,8 @@ impl Head {
             _ => Outcome::Success.into(),
         };
         let undecided = grpc && !status.is_server_error() && grpc_status(headers).is_none();
-        Self { report: Report { retry_after, ..report }, grpc: undecided }
+        let overloaded = report.overloaded || matches!(status.as_u16(), 429 | 503 | 504);
+        Self { report: Report { retry_after, overloaded, ..report }, grpc: undecided }
     }
 
     /// What it means if the body passes whole and without trailers that say otherwise.
@@ -80,7 +81,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<u32> {
 
 /// The codes of the gRPC specification.
 fn grpc_report(code: u32) -> Report {
-    let failure = |cause| Report { cause, ..Outcome::Failure.into() };
+    let failure = |cause| Report { cause, overloaded: matches!(code, 4 | 8 | 14), ..Outcome::Failure.into() };
     match code {
         1 => Outcome::Ignored.into(),
         2 => failure("grpc unknown"),

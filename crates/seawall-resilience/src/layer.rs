@@ -75,7 +75,7 @@ impl<T, E: GuardedError> Classify<T, E> for Usual {
 fn failure(rejection: Option<&Rejected>) -> Report {
     match rejection {
         Some(rejected) if rejected.policy == PolicyName::Timeout => {
-            Report { cause: "timeout", ..Outcome::Failure.into() }
+            Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() }
         }
         // Chaos stands in for the service.
         Some(rejected) if rejected.policy == PolicyName::Chaos => Report { cause: "chaos", ..Outcome::Failure.into() },

@@ -25,6 +25,9 @@ pub struct Report {
     pub took: Option<Duration>,
     /// When the service asked to be called again (`Retry-After`).
     pub retry_after: Option<Duration>,
+    /// The service has too much to do: it ran out of time, or turned the call away (429, 503). An adaptive bulkhead and the
+    /// throttle look at this alone, whatever the outcome.
+    pub overloaded: bool,
     /// The trace that the call belongs to, zero if none: "why open" names it.
     pub trace: u128,
     /// What went wrong, in a word or two: `timeout`, `status 503`.
@@ -34,7 +37,7 @@ pub struct Report {
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
         let cause = if outcome == Outcome::Failure { "failed" } else { "" };
-        Self { outcome, took: None, retry_after: None, trace: 0, cause }
+        Self { outcome, took: None, retry_after: None, overloaded: false, trace: 0, cause }
     }
 }
 
