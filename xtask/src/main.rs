@@ -28,7 +28,11 @@ enum Command {
         once: bool,
     },
     /// Install what is missing and run every test, the demo included.
-    Test,
+    Test {
+        /// Also what takes minutes: a million histories, more interleavings.
+        #[arg(long)]
+        long: bool,
+    },
     /// Measure beside the peers, in one run, and print a table.
     Bench {
         /// Which: proxy.
@@ -48,7 +52,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo { once } => demo::run(once),
-        Command::Test => suite::run(),
+        Command::Test { long } => suite::run(long),
         Command::Bench { name, rounds, seconds } => bench::run(name, rounds, seconds),
         Command::Upstream => bench::upstream(),
     }

@@ -19,12 +19,15 @@
 mod config;
 mod control;
 mod history;
-#[cfg(all(test, feature = "loom"))]
+#[cfg(test)]
+#[cfg(feature = "loom")]
 mod loom;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod model;
 mod permit;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests;
 mod window;
 
@@ -113,6 +116,9 @@ pub struct Counts {
     /// How often the watched thresholds were reached.
     pub would_open: u64,
 }
+
+/// Says what a result means.
+pub type Judge<T, E> = fn(&Result<T, E>) -> Report;
 
 /// A circuit breaker. Share it by reference or `Arc`; all methods take `&self`, none waits or locks on the way of a
 /// call that succeeds or is turned away. At most 5 KiB.
@@ -268,7 +274,7 @@ impl Breaker {
     ///
     /// # Errors
     /// [`CallError::Rejected`] if the breaker turned it away, [`CallError::Inner`] if it failed.
-    pub fn call<F, T, E>(&self, future: F) -> Call<F, &Self, fn(&Result<T, E>) -> Report>
+    pub fn call<F, T, E>(&self, future: F) -> Call<F, &Self, Judge<T, E>>
     where
         F: Future<Output = Result<T, E>>,
     {
@@ -334,7 +340,7 @@ impl Breaker {
                 },
                 State::HalfOpen if control.stage > 0 => {
                     let one_in = RAMP[usize::from(control.stage) - 1];
-                    if self.asked.fetch_add(1, Ordering::Relaxed) % one_in != 0 {
+                    if !self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(one_in) {
                         return Err(self.reject(Reason::HalfOpen, None));
                     }
                     return Ok(control.epoch);

@@ -27,7 +27,8 @@ use crate::clock::nanos;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Line, Mutex, Ordering, lock};
 use crate::{Clock, Name, PolicyName, Problems, Reason, Rejected, Tick};
 
-#[cfg(all(test, feature = "loom"))]
+#[cfg(test)]
+#[cfg(feature = "loom")]
 mod loom;
 mod queue;
 #[cfg(test)]

@@ -288,7 +288,8 @@ impl<K, V> fmt::Debug for Bounded<K, V> {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use std::cell::Cell;
 

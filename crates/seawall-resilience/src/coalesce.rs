@@ -187,7 +187,8 @@ impl<K: Hash + Eq, V> Drop for Entry<K, V> {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use std::time::Duration;
 

@@ -23,7 +23,8 @@ use crate::problems::merge;
 use crate::{Budget, Clock, Name, Problems, Tick};
 
 mod latency;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests;
 
 use latency::Latencies;

@@ -164,7 +164,8 @@ impl<B: Body, S: FnOnce(Report)> Body for ObservedBody<B, S> {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use std::cell::RefCell;
     use std::collections::VecDeque;

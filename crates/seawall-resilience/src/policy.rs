@@ -195,7 +195,8 @@ impl Policies {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use seawall_types::Ratio;
 

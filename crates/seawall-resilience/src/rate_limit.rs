@@ -739,7 +739,8 @@ impl Slot {
     }
 }
 
-#[cfg(all(test, feature = "loom"))]
+#[cfg(test)]
+#[cfg(feature = "loom")]
 mod model {
     use loom::sync::Arc;
     use loom::thread;

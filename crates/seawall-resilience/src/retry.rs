@@ -21,7 +21,8 @@ use crate::problems::merge;
 use crate::{CallError, Clock, Name, PolicyName, Problems, Reason, Tick};
 
 mod budget;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests;
 
 pub use budget::Budget;

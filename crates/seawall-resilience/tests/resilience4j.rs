@@ -1,9 +1,12 @@
 //! The exact mode against verdicts that were recorded from Resilience4j itself; `traces/README.md` says how.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+
 use seawall_resilience::breaker::{Breaker, BreakerConfig, Config};
 use seawall_resilience::{Clock, Outcome, PolicyConfig, Tick};
 use serde::Deserialize;
-use std::collections::HashMap;
 
 #[derive(Deserialize)]
 struct Trace {

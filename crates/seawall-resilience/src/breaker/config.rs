@@ -237,10 +237,8 @@ impl BreakerConfig {
             Some(Window::Consecutive(_)) if self.failure_rate.is_some() || self.minimum_calls.is_some() => {
                 found.add("breaker.window", "counts failures in a row: no `failure_rate` or `minimum_calls` beside it");
             }
-            Some(Window::Time(period)) if exact => {
-                if period.subsec_nanos() != 0 || period > SECONDS {
-                    found.add("breaker.window", format!("of {period} must be whole seconds up to {SECONDS} here"));
-                }
+            Some(Window::Time(period)) if exact && (period.subsec_nanos() != 0 || period > SECONDS) => {
+                found.add("breaker.window", format!("of {period} must be whole seconds up to {SECONDS} here"));
             }
             _ => {}
         }

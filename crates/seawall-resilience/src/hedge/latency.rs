@@ -135,7 +135,8 @@ fn own() -> usize {
     OWN.with(|own| *own)
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use proptest::prelude::*;
 

@@ -108,7 +108,8 @@ fn share(ratio: Ratio) -> u64 {
     (ratio.get() * ONE as f64).round() as u64
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod tests {
     use proptest::prelude::*;
 
@@ -254,7 +255,8 @@ mod tests {
     }
 }
 
-#[cfg(all(test, feature = "loom"))]
+#[cfg(test)]
+#[cfg(feature = "loom")]
 mod model {
     use loom::thread;
 
