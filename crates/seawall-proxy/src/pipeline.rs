@@ -213,8 +213,10 @@ impl Pipeline {
         if let Some(limiter) = guard.rate_limit.get() {
             limiter.acquire(prepared.call.deadline.left()).await?;
         }
+        // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
-        match Chain::enter(told, guard.retry.config().chain) {
+        let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
+        match chain {
             // Boxed, so that those who are in none do not carry it.
             Some(chain) => Box::pin(chain.scope(self.attempts(prepared))).await,
             None => self.attempts(prepared).await,
