@@ -277,6 +277,12 @@ impl Guard {
     }
 }
 
+impl AsRef<Self> for Guard {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard").field("name", &self.name).field("breaker", &self.breaker.get()).finish_non_exhaustive()
