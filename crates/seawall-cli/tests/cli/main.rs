@@ -6,5 +6,6 @@ mod client;
 mod config;
 mod control;
 mod fleet;
+mod hosts;
 mod saga;
 mod support;
