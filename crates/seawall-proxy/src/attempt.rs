@@ -7,7 +7,7 @@ use http::{HeaderMap, Response, Version};
 use hyper::body::Incoming;
 use seawall_resilience::adaptive::Ended;
 use seawall_resilience::http::Head;
-use seawall_resilience::{Outcome, Report, breaker, bulkhead, ended};
+use seawall_resilience::{Outcome, Report, Tick, breaker, bulkhead, ended};
 
 use crate::body::ResponseBody;
 use crate::headers;
@@ -25,6 +25,8 @@ pub(crate) struct Attempt {
     pub(crate) permit: Option<breaker::Permit<Handle>>,
     pub(crate) place: Option<bulkhead::Permit<Handle>>,
     pub(crate) trace: u128,
+    /// When it was sent, by the clock of the policies: they judge how long it took.
+    pub(crate) begun: Tick,
 }
 
 impl Attempt {
@@ -64,13 +66,8 @@ impl Attempt {
     }
 
     /// The head of a response is here; what the attempt holds travels on with the body.
-    pub(crate) fn answered(
-        self,
-        response: Response<Incoming>,
-        connection: Connection,
-        begun: Instant,
-    ) -> Response<ResponseBody> {
-        let latency = begun.elapsed();
+    pub(crate) fn answered(self, response: Response<Incoming>, connection: Connection) -> Response<ResponseBody> {
+        let latency = self.upstream.guard.clock().precise().since(self.begun);
         let (mut parts, body) = response.into_parts();
         let head = Head::new(parts.status, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);

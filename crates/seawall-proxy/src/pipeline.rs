@@ -363,7 +363,7 @@ impl Pipeline {
                 if let (Some(chain), Some(told), Some(left)) = (Chain::current(), told, left) {
                     chain.settle(told, left);
                 }
-                Ok(attempt.answered(response, connection, begun))
+                Ok(attempt.answered(response, connection))
             }
             Err(error) => {
                 // A caller that gives too little time, or breaks off its own body, says nothing about the service.
@@ -515,7 +515,8 @@ fn pick(upstream: &Arc<Upstream>, admitted: Admitted, call: &Call, now: Instant)
     if let Some(permit) = &mut permit {
         permit.begin();
     }
-    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace }
+    let begun = upstream.guard.clock().precise();
+    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace, begun }
 }
 
 /// What chaos makes of an attempt.
