@@ -1,6 +1,7 @@
 //! One conformance suite, three hosts: the same traces, replayed against the crate, a gateway and a sidecar, bring about
 //! the same decisions. The traces are in `tests/traces`; its README says what is in them and how to make them anew.
 
+mod generate;
 mod library;
 mod replay;
 mod trace;
@@ -14,7 +15,9 @@ use within::Kind;
 /// All traces, and how many there are at least: a file that is empty proves nothing.
 fn traces() -> Vec<Trace> {
     let mut traces = trace::read("by-hand.jsonl");
+    traces.extend(trace::read("generated.jsonl"));
     traces.extend(trace::resilience4j());
+    assert!(traces.len() > 300, "{}", traces.len());
     traces
 }
 
@@ -30,6 +33,23 @@ async fn against(kind: Kind) {
         replay::replay(&mut running.host, &name, &trace).await;
         running.stop().await;
     }
+}
+
+/// What is in the file is what the generator makes of its seeds: nobody has edited it, and the crate still decides so.
+#[test]
+fn the_generated_traces_are_those_of_the_seeds() {
+    run(async {
+        let lines =
+            generate::all().await.iter().map(|trace| serde_json::to_string(trace).unwrap() + "\n").collect::<String>();
+        let path = format!("{}/tests/traces/generated.jsonl", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("SEAWALL_REGENERATE").is_some() {
+            std::fs::write(&path, &lines).unwrap();
+        }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        let differs = kept.lines().zip(lines.lines()).find(|(kept, made)| kept != made);
+        assert_eq!(differs, None, "SEAWALL_REGENERATE=1 writes the traces anew");
+        assert_eq!(kept.lines().count(), lines.lines().count());
+    });
 }
 
 #[test]

@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// A fresh guard of a trace's policy, and what moves its clock.
 pub(crate) fn guard(trace: &Trace) -> (Guard, Manual) {
     let (clock, hand) = Clock::manual();
-    (Guard::new(SERVICE.into(), policy(&trace.policy).complete(), clock, Arc::<Events>::default()), hand)
+    (Guard::new(SERVICE.into(), policy(trace).complete(), clock, Arc::<Events>::default()), hand)
 }
 
 impl<'a> Library<'a> {
@@ -74,7 +74,8 @@ impl Host for Library<'_> {
     }
 
     async fn end(&mut self, number: u64, outcome: Outcome) -> Decision {
-        let Call { permits, priority, attempt, backoff } = self.calls.remove(&number).expect("a call that was admitted");
+        let Call { permits, priority, attempt, backoff } =
+            self.calls.remove(&number).expect("a call that was admitted");
         match outcome {
             Outcome::Success => permits.finish(Ended::Success.into()),
             Outcome::Ignored => permits.finish(Ended::Ignored.into()),
@@ -101,7 +102,7 @@ impl Host for Library<'_> {
 /// How a guard in this process stands.
 pub(crate) fn standing(guard: &Guard) -> Standing {
     let mut standing = Standing { state: "off".to_owned(), ..Standing::default() };
-    let mut count = |name: &str, count: u64| drop(standing.counts.insert(name.to_owned(), count));
+    let mut count = |name: &str, count: u64| _ = standing.counts.insert(name.to_owned(), count);
     if let Some(breaker) = guard.breaker.get() {
         let sums = breaker.sums();
         count("calls", sums.calls.into());
@@ -110,7 +111,6 @@ pub(crate) fn standing(guard: &Guard) -> Standing {
         count("would_open", breaker.counts().would_open);
         standing.state = breaker.state().as_str().to_owned();
     }
-    let mut count = |name: &str, count: u64| drop(standing.counts.insert(name.to_owned(), count));
     if let Some(bulkhead) = guard.bulkhead.get() {
         count("in_use", bulkhead.in_use().into());
     }

@@ -49,18 +49,3 @@ pub(crate) async fn replay(host: &mut impl Host, name: &str, trace: &Trace) {
         }
     }
 }
-
-/// Writes down what the host decides, in place of what the trace demands.
-pub(crate) async fn record(host: &mut impl Host, trace: &mut Trace) {
-    for step in &mut trace.steps {
-        host.go(step.at()).await;
-        match step {
-            Step::Ask { call, priority, then, .. } => *then = host.ask(*call, priority.as_deref()).await.into(),
-            Step::End { call, outcome, then, .. } => *then = host.end(*call, *outcome).await.into(),
-            Step::Look { state, counts, .. } => {
-                let standing = host.standing().await;
-                (*state, *counts) = (standing.state, standing.counts);
-            }
-        }
-    }
-}

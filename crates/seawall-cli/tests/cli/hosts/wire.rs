@@ -228,6 +228,7 @@ async fn there(admin: SocketAddr, name: &str) -> Standing {
         ("in_use", &guard["bulkhead"]["in_use"]),
         ("retries", &guard["retry"]["retries"]),
     ];
-    let counts: BTreeMap<_, _> = counts.iter().filter_map(|(name, count)| Some(((*name).to_owned(), count.as_u64()?))).collect();
+    let counts: BTreeMap<_, _> =
+        counts.iter().filter_map(|(name, count)| Some(((*name).to_owned(), count.as_u64()?))).collect();
     Standing { state: breaker["state"].as_str().unwrap_or("off").to_owned(), counts }
 }

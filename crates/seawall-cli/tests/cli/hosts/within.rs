@@ -40,7 +40,7 @@ fn name(text: &str) -> ServiceName {
 /// A fresh host under a trace's policy. Its clock stands at zero.
 pub(crate) async fn start(kind: Kind, trace: &Trace) -> Running {
     let (clock, hand) = Clock::manual();
-    let policies = Policies([(name(SERVICE), policy(&trace.policy))].into());
+    let policies = Policies([(name(SERVICE), policy(trace))].into());
     let upstreams = Upstreams::with_clock(policies, clock);
     let service = Service::start().await;
     let id = InstanceId::try_new("svc-1").unwrap();
