@@ -122,6 +122,17 @@ impl Record {
         }
     }
 
+    /// The answer is not passed on, since the call has failed; where the head says so, it also says why, and when the
+    /// service wants to be called again.
+    pub(crate) fn refused(mut self) {
+        let report = self.head.report();
+        if report.outcome == Outcome::Failure {
+            self.attempt.settle(Report { took: Some(self.latency), ..report });
+        } else {
+            self.attempt.settle(Head::broken());
+        }
+    }
+
     /// The body broke off.
     pub(crate) fn broken(mut self) {
         self.attempt.settle(Head::broken());

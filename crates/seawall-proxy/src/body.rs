@@ -127,7 +127,7 @@ impl ResponseBody {
     /// The response will not be passed on: whatever it was, the call has failed.
     pub(crate) fn give_up(mut self) {
         if let Some(record) = self.record.take() {
-            record.broken();
+            record.refused();
         }
     }
 

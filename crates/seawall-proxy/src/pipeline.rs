@@ -209,10 +209,11 @@ impl Pipeline {
     /// Asks for the rate, then makes the attempts, in the chain of calls that the request belongs to.
     async fn retry(&self, prepared: Prepared) -> Result<Response<ResponseBody>, Rejection> {
         let guard = &prepared.upstream.guard;
-        guard.retry.budget().deposit();
         if let Some(limiter) = guard.rate_limit.get() {
             limiter.acquire(prepared.call.deadline.left()).await?;
         }
+        // Only who calls the service earns a share of a retry.
+        guard.retry.budget().deposit();
         // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
         let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
