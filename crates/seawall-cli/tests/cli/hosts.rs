@@ -1,6 +1,7 @@
 //! One conformance suite, three hosts: the same traces, replayed against the crate, a gateway and a sidecar, bring about
 //! the same decisions. The traces are in `tests/traces`; its README says what is in them and how to make them anew.
 
+mod binary;
 mod generate;
 mod library;
 mod replay;
@@ -15,6 +16,7 @@ use within::Kind;
 /// All traces, and how many there are at least: a file that is empty proves nothing.
 fn traces() -> Vec<Trace> {
     let mut traces = trace::read("by-hand.jsonl");
+    traces.extend(trace::read("real-time.jsonl"));
     traces.extend(trace::read("generated.jsonl"));
     traces.extend(trace::resilience4j());
     assert!(traces.len() > 300, "{}", traces.len());
