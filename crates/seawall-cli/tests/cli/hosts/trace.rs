@@ -104,6 +104,13 @@ pub(crate) struct Standing {
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
+impl Trace {
+    /// Whether some call is of another priority than `normal`.
+    pub(crate) fn has_priorities(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Ask { priority: Some(_), .. }))
+    }
+}
+
 impl Step {
     pub(crate) const fn at(&self) -> u64 {
         match self {
