@@ -71,3 +71,8 @@ pub use retry::{Budget, Retrier, Retry};
 pub use throttle::Throttle;
 pub use timeout::Timeout;
 pub use verdict::{CallError, Outcome, PolicyName, Reason, Rejected, Report};
+
+/// The guide's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/resilience.md")]
+struct GuideExamples;

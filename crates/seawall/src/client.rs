@@ -3,7 +3,7 @@
 //! [`Client`] is the gateway's and the sidecar's data plane without a listener in front of it: it knows the instances of a
 //! service from the registry, or from a list that it is given, chooses one for each attempt, and keeps to the policies of
 //! the service: timeout, retry with its budget, breaker, bulkhead. What may be repeated, and what is counted as what, is
-//! said in `docs/policies.md`; how to use the client in `docs/client.md`.
+//! said in `docs/resilience.md`; how to use the client in `docs/client.md`.
 //!
 //! # Examples
 //!
