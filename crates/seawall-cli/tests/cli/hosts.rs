@@ -10,9 +10,11 @@ mod trace;
 mod wire;
 mod within;
 
+use std::collections::BTreeSet;
+
 use caller::Caller;
 use library::Library;
-use trace::Trace;
+use trace::{Step, Trace};
 use within::Kind;
 
 /// All traces, and how many there are at least: a file that is empty proves nothing.
@@ -37,6 +39,46 @@ async fn against(kind: Kind) {
         replay::replay(&mut running.host, &name, &trace).await;
         running.stop().await;
     }
+}
+
+/// No decision, outcome or state has gone missing from them: where one is not asked for, all hosts agree.
+#[test]
+fn the_traces_have_every_decision_in_them() {
+    let mut seen = BTreeSet::new();
+    for trace in traces() {
+        for step in trace.steps {
+            match step {
+                Step::Ask { then, .. } => _ = seen.insert(format!("? {}", then.what)),
+                Step::End { outcome, then, .. } => _ = seen.insert(format!("! {} {}", outcome.as_str(), then.what)),
+                Step::Look { state, .. } => _ = seen.insert(format!("= {state}")),
+            }
+        }
+    }
+    let all = [
+        "! failure admitted",
+        "! failure breaker:half-open",
+        "! failure breaker:open",
+        "! failure ended",
+        "! given-up ended",
+        "! ignored ended",
+        "! success ended",
+        "= closed",
+        "= disabled",
+        "= forced-open",
+        "= half-open",
+        "= metrics-only",
+        "= off",
+        "= open",
+        "? admitted",
+        "? breaker:forced-open",
+        "? breaker:half-open",
+        "? breaker:open",
+        "? bulkhead:full",
+        "? bulkhead:shed",
+        "? rate-limit:limited",
+        "? rejected",
+    ];
+    assert_eq!(seen, all.map(str::to_owned).into());
 }
 
 /// What is in the file is what the generator makes of its seeds: nobody has edited it, and the crate still decides so.

@@ -227,7 +227,7 @@ pub(crate) fn read(file: &str) -> Vec<Trace> {
     text.lines().enumerate().map(parse).collect()
 }
 
-/// Every tenth of the traces that were recorded from Resilience4j, and all of those written for one edge. Only the calls
+/// Every fifth of the traces that were recorded from Resilience4j, and all of those written for one edge. Only the calls
 /// of the longer ones' first part: an edge is near the beginning as often as later.
 pub(crate) fn resilience4j() -> Vec<Trace> {
     let mut taken = Vec::new();
@@ -237,7 +237,7 @@ pub(crate) fn resilience4j() -> Vec<Trace> {
         for (number, line) in text.lines().enumerate() {
             let mut line: Value = serde_json::from_str(line).unwrap();
             let name = line["name"].as_str().unwrap().to_owned();
-            if number % 10 != 0 && !name.contains("edge") {
+            if !number.is_multiple_of(5) && !name.contains("edge") {
                 continue;
             }
             let policy = json!({ "breaker": line["breaker"].take() });
