@@ -102,14 +102,13 @@ fn the_generated_traces_are_those_of_the_seeds() {
 fn the_crate_decides_as_the_traces_say() {
     run(async {
         let traces = traces();
-        // Hedged attempts run side by side: only a call makes them.
-        for trace in traces.iter().filter(|trace| trace.policy["hedge"].is_null()) {
+        for trace in traces.iter().filter(|trace| !trace.is_for_calls()) {
             let (guard, hand) = library::guard(trace);
             replay::replay(&mut Library::new(&guard, hand), "the crate", trace).await;
         }
         for trace in traces.iter().filter(|trace| !trace.has_priorities()) {
             let (guard, hand) = library::guard(trace);
-            replay::replay(&mut Caller::new(guard, hand), "a call of the crate", trace).await;
+            replay::replay(&mut Caller::new(guard.into(), hand), "a call of the crate", trace).await;
         }
     });
 }

@@ -37,9 +37,9 @@ struct Call {
 }
 
 impl Caller {
-    pub(crate) fn new(guard: Guard, hand: Manual) -> Self {
+    pub(crate) fn new(guard: Arc<Guard>, hand: Manual) -> Self {
         let (arrived, arrivals) = mpsc::channel(16);
-        Self { guard: Arc::new(guard), hand, arrived, arrivals, calls: HashMap::new() }
+        Self { guard, hand, arrived, arrivals, calls: HashMap::new() }
     }
 
     /// Waits until an attempt of this call has reached the service, or the call is over.

@@ -105,6 +105,11 @@ pub(crate) struct Standing {
 }
 
 impl Trace {
+    /// Whether it has hedges, or a chain of retries: only whole calls make them, and the parts alone do not.
+    pub(crate) fn is_for_calls(&self) -> bool {
+        !self.policy["hedge"].is_null() || !self.policy["retry"]["chain"].is_null()
+    }
+
     /// Whether some call is of another priority than `normal`.
     pub(crate) fn has_priorities(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, Step::Ask { priority: Some(_), .. }))
