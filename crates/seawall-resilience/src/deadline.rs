@@ -39,8 +39,15 @@ impl Deadline {
 
     /// So long from now, or the ambient deadline if that is sooner: what a call is made under.
     pub fn within(limit: Duration) -> Self {
-        let own = Self::after(limit);
-        current().map_or(own, |ambient| own.min(ambient))
+        Self::begin(limit).0
+    }
+
+    /// [`Deadline::within`], and how much time that leaves: both by one look at the clock.
+    pub(crate) fn begin(limit: Duration) -> (Self, Duration) {
+        let now = Instant::now();
+        let own = Self::at(now + limit.min(FAR));
+        let deadline = current().map_or(own, |ambient| own.min(ambient));
+        (deadline, deadline.left_at(now))
     }
 
     /// The moment.

@@ -108,10 +108,20 @@ impl Timeout {
         Limit::new(future, Until::of(deadline, left), self.rejected(Reason::Deadline))
     }
 
-    /// [`Timeout::total`] of a future that is made only if there is time.
+    /// [`Timeout::deadline`], and how much time that leaves.
+    pub(crate) fn begin(&self) -> (Deadline, Duration) {
+        Deadline::begin(Duration::from_nanos(self.total.load(Ordering::Relaxed)))
+    }
+
+    /// [`Timeout::total`] of a future that is made only if there is time; `left` is what [`Timeout::begin`] has said.
     #[inline(always)]
-    pub(crate) fn total_of<F>(&self, deadline: Deadline, make: impl FnOnce() -> F) -> Limit<F, Rejected> {
-        Limit::make(make, Until::of(deadline, deadline.left()), self.rejected(Reason::Deadline))
+    pub(crate) fn total_of<F>(
+        &self,
+        deadline: Deadline,
+        left: Duration,
+        make: impl FnOnce() -> F,
+    ) -> Limit<F, Rejected> {
+        Limit::make(make, Until::of(deadline, left), self.rejected(Reason::Deadline))
     }
 
     /// [`Timeout::attempt`] of a future that is made only if there is time. Without a deadline or a time of its own it

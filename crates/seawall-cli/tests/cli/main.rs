@@ -7,5 +7,6 @@ mod config;
 mod control;
 mod fleet;
 mod hosts;
+mod orders;
 mod saga;
 mod support;

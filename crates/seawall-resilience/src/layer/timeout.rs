@@ -75,10 +75,10 @@ where
         let (timeout, inner) = (self.timeout.as_ref(), &mut self.inner);
         let state = match self.form {
             Form::Total => {
-                let deadline = timeout.deadline();
+                let (deadline, left) = timeout.begin();
                 // What is below may look at the deadline as soon as it is called.
                 let call = || deadline::scope(deadline, deadline::enter(deadline, || inner.call(request)));
-                State::Total { call: timeout.total_of(deadline, call) }
+                State::Total { call: timeout.total_of(deadline, left, call) }
             }
             Form::Attempt => State::Attempt { call: timeout.attempt_of(deadline::current(), || inner.call(request)) },
         };
