@@ -122,8 +122,8 @@ impl Record {
         }
     }
 
-    /// The answer is not passed on, since the call has failed; where the head says so, it also says why, and when the
-    /// service wants to be called again.
+    /// The call has failed, and the rest of the answer decides nothing; where the head says so, it also says why, and
+    /// when the service wants to be called again.
     pub(crate) fn refused(mut self) {
         let report = self.head.report();
         if report.outcome == Outcome::Failure {

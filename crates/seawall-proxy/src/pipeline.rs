@@ -306,8 +306,12 @@ impl Pipeline {
                     return Err(Err(Failed { rejection, request: None }));
                 };
                 match self.attempt(upstream, request, call).await {
-                    // An answer that would be asked for again is none that ends the race.
-                    Ok(response) if gateway_error(response.status()) => Err(Ok(response)),
+                    // An answer that would be asked for again is none that ends the race. While others run it waits to
+                    // be the last one, or to be dropped: its own attempt has failed now.
+                    Ok(mut response) if gateway_error(response.status()) => {
+                        response.body_mut().refuse();
+                        Err(Ok(response))
+                    }
                     Ok(response) => Ok(response),
                     Err(failed) => Err(Err(failed)),
                 }

@@ -2,6 +2,7 @@
 //! the same decisions. The traces are in `tests/traces`; its README says what is in them and how to make them anew.
 
 mod binary;
+mod caller;
 mod generate;
 mod library;
 mod replay;
@@ -9,8 +10,11 @@ mod trace;
 mod wire;
 mod within;
 
+use std::collections::BTreeSet;
+
+use caller::Caller;
 use library::Library;
-use trace::Trace;
+use trace::{Step, Trace};
 use within::Kind;
 
 /// All traces, and how many there are at least: a file that is empty proves nothing.
@@ -37,6 +41,46 @@ async fn against(kind: Kind) {
     }
 }
 
+/// No decision, outcome or state has gone missing from them: where one is not asked for, all hosts agree.
+#[test]
+fn the_traces_have_every_decision_in_them() {
+    let mut seen = BTreeSet::new();
+    for trace in traces() {
+        for step in trace.steps {
+            match step {
+                Step::Ask { then, .. } => _ = seen.insert(format!("? {}", then.what)),
+                Step::End { outcome, then, .. } => _ = seen.insert(format!("! {} {}", outcome.as_str(), then.what)),
+                Step::Look { state, .. } => _ = seen.insert(format!("= {state}")),
+            }
+        }
+    }
+    let all = [
+        "! failure admitted",
+        "! failure breaker:half-open",
+        "! failure breaker:open",
+        "! failure ended",
+        "! given-up ended",
+        "! ignored ended",
+        "! success ended",
+        "= closed",
+        "= disabled",
+        "= forced-open",
+        "= half-open",
+        "= metrics-only",
+        "= off",
+        "= open",
+        "? admitted",
+        "? breaker:forced-open",
+        "? breaker:half-open",
+        "? breaker:open",
+        "? bulkhead:full",
+        "? bulkhead:shed",
+        "? rate-limit:limited",
+        "? rejected",
+    ];
+    assert_eq!(seen, all.map(str::to_owned).into());
+}
+
 /// What is in the file is what the generator makes of its seeds: nobody has edited it, and the crate still decides so.
 #[test]
 fn the_generated_traces_are_those_of_the_seeds() {
@@ -57,9 +101,14 @@ fn the_generated_traces_are_those_of_the_seeds() {
 #[test]
 fn the_crate_decides_as_the_traces_say() {
     run(async {
-        for trace in traces() {
-            let (guard, hand) = library::guard(&trace);
-            replay::replay(&mut Library::new(&guard, hand), "the crate", &trace).await;
+        let traces = traces();
+        for trace in traces.iter().filter(|trace| !trace.is_for_calls()) {
+            let (guard, hand) = library::guard(trace);
+            replay::replay(&mut Library::new(&guard, hand), "the crate", trace).await;
+        }
+        for trace in traces.iter().filter(|trace| !trace.has_priorities()) {
+            let (guard, hand) = library::guard(trace);
+            replay::replay(&mut Caller::new(guard.into(), hand), "a call of the crate", trace).await;
         }
     });
 }

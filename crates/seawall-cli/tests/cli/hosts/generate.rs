@@ -2,9 +2,13 @@
 //! where decisions turn: to the last millisecond of an open wait and the first after it, to `slow_call` and the
 //! millisecond beyond.
 
+use std::sync::Arc;
+
 use fastrand::Rng;
+use seawall_resilience::Guard;
 use serde_json::{Value, json};
 
+use super::caller::Caller;
 use super::library::{self, Library};
 use super::replay::Host;
 use super::trace::{Outcome, Step, Trace};
@@ -16,7 +20,7 @@ const EACH: u64 = 12;
 type Family = fn(&mut Rng) -> Value;
 
 /// What is drawn, by name.
-const FAMILIES: [(&str, Family); 15] = [
+const FAMILIES: [(&str, Family); 16] = [
     ("count", |rng| breaker(json!({}), rng)),
     ("time", |rng| {
         let window = pick(rng, &["100ms", "1s", "3s", "10s"]);
@@ -73,6 +77,27 @@ const FAMILIES: [(&str, Family); 15] = [
         let window = pick(rng, &["5 calls", "2s", "10s"]);
         breaker(json!({ "semantics": "resilience4j", "window": window, "slow_call": "100ms" }), rng)
     }),
+    ("everything", |rng| {
+        let slow = pick(rng, &["20ms", "100ms", "1s"]);
+        let mut policy = breaker(json!({ "retry_after": rng.bool(), "slow_call": slow }), rng);
+        policy["rate_limit"] = json!({ "rate": pick(rng, &["20/s", "2/100ms"]), "burst": rng.u32(3..8) });
+        policy["bulkhead"] = json!({ "concurrent": rng.u32(1..5) });
+        policy["hedge"] = json!({
+            "enabled": rng.bool(),
+            "delay": "10m",
+            "on_error": true,
+            "budget": pick(rng, &["20%", "100%"]),
+            "max": rng.u32(1..3),
+        });
+        policy["retry"] = json!({
+            "attempts": rng.u32(1..5),
+            "budget": pick(rng, &["20%", "100%"]),
+            "budget_floor": rng.u32(0..3),
+            "chain": rng.u32(0..4),
+            "honour_retry_after": false,
+        });
+        policy
+    }),
 ];
 
 fn pick(rng: &mut Rng, words: &[&str]) -> String {
@@ -106,7 +131,13 @@ pub(crate) async fn all() -> Vec<Trace> {
             let mut rng = Rng::with_seed(1000 * number as u64 + seed);
             let policy = policy(&mut rng);
             let mut trace = Trace { name: format!("{family} {seed}"), policy, steps: Vec::new() };
-            traffic(&mut rng, &mut trace).await;
+            let (guard, hand) = library::guard(&trace);
+            let guard = Arc::new(guard);
+            if trace.is_for_calls() {
+                traffic(&mut rng, &mut trace, &mut Caller::new(guard.clone(), hand), &guard).await;
+            } else {
+                traffic(&mut rng, &mut trace, &mut Library::new(&guard, hand), &guard).await;
+            }
             traces.push(trace);
         }
     }
@@ -114,9 +145,7 @@ pub(crate) async fn all() -> Vec<Trace> {
 }
 
 /// Adds steps to a trace, and records what the crate makes of them.
-async fn traffic(rng: &mut Rng, trace: &mut Trace) {
-    let (guard, hand) = library::guard(trace);
-    let mut host = Library::new(&guard, hand);
+async fn traffic(rng: &mut Rng, trace: &mut Trace, host: &mut impl Host, guard: &Guard) {
     let shares = trace.policy["bulkhead"]["shares"].is_object();
     let gives_up = !trace.policy["breaker"]["cancelled_after"].is_null();
     let limited = guard.rate_limit.get().is_some();
@@ -172,13 +201,13 @@ async fn traffic(rng: &mut Rng, trace: &mut Trace) {
             trace.steps.push(Step::End { at, call, outcome, then: decision.into() });
         }
         if rng.u32(..5) == 0 {
-            trace.steps.push(look(&mut host, at).await);
+            trace.steps.push(look(host, at).await);
         }
     }
-    trace.steps.push(look(&mut host, at).await);
+    trace.steps.push(look(host, at).await);
 }
 
-async fn look(host: &mut Library<'_>, at: u64) -> Step {
+async fn look(host: &mut impl Host, at: u64) -> Step {
     let standing = host.standing().await;
     Step::Look { at, state: standing.state, counts: standing.counts }
 }

@@ -51,7 +51,8 @@ impl<'a> Library<'a> {
     }
 }
 
-fn of(rejected: &Rejected) -> Decision {
+/// A rejection as a trace has it.
+pub(crate) fn of(rejected: &Rejected) -> Decision {
     let after = rejected.retry_after.map(|after| after.as_secs() + u64::from(after.subsec_nanos() > 0));
     Decision { what: format!("{}:{}", rejected.policy, rejected.reason), after }
 }

@@ -104,6 +104,18 @@ pub(crate) struct Standing {
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
+impl Trace {
+    /// Whether it has hedges, or a chain of retries: only whole calls make them, and the parts alone do not.
+    pub(crate) fn is_for_calls(&self) -> bool {
+        !self.policy["hedge"].is_null() || !self.policy["retry"]["chain"].is_null()
+    }
+
+    /// Whether some call is of another priority than `normal`.
+    pub(crate) fn has_priorities(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Ask { priority: Some(_), .. }))
+    }
+}
+
 impl Step {
     pub(crate) const fn at(&self) -> u64 {
         match self {
@@ -220,7 +232,7 @@ pub(crate) fn read(file: &str) -> Vec<Trace> {
     text.lines().enumerate().map(parse).collect()
 }
 
-/// Every tenth of the traces that were recorded from Resilience4j, and all of those written for one edge. Only the calls
+/// Every fifth of the traces that were recorded from Resilience4j, and all of those written for one edge. Only the calls
 /// of the longer ones' first part: an edge is near the beginning as often as later.
 pub(crate) fn resilience4j() -> Vec<Trace> {
     let mut taken = Vec::new();
@@ -230,7 +242,7 @@ pub(crate) fn resilience4j() -> Vec<Trace> {
         for (number, line) in text.lines().enumerate() {
             let mut line: Value = serde_json::from_str(line).unwrap();
             let name = line["name"].as_str().unwrap().to_owned();
-            if number % 10 != 0 && !name.contains("edge") {
+            if !number.is_multiple_of(5) && !name.contains("edge") {
                 continue;
             }
             let policy = json!({ "breaker": line["breaker"].take() });
