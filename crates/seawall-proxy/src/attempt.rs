@@ -86,8 +86,8 @@ impl Drop for Attempt {
     }
 }
 
-/// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, it says
-/// nothing about the service, however long it lasted: the head was there. The connection is closed then, since the rest of
+/// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, its head
+/// decides if it was that of a failure; otherwise it says nothing about the service, however long it lasted. The connection is closed then, since the rest of
 /// the body is still in it.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -141,6 +141,12 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.attempt.ignored();
+        let report = self.head.report();
+        // What has been settled has no endpoint any more.
+        if report.outcome == Outcome::Failure && self.attempt.endpoint.is_some() {
+            self.attempt.settle(Report { took: Some(self.latency), ..report });
+        } else {
+            self.attempt.ignored();
+        }
     }
 }
