@@ -87,8 +87,8 @@ impl Drop for Attempt {
 }
 
 /// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, its head
-/// decides if it was that of a failure; otherwise it says nothing about the service, however long it lasted. The connection is closed then, since the rest of
-/// the body is still in it.
+/// decides if it was that of a failure; otherwise it says nothing about the service, however long it lasted. The
+/// connection is closed then, since the rest of the body is still in it.
 #[derive(Debug)]
 pub(crate) struct Record {
     attempt: Attempt,
