@@ -10,6 +10,7 @@
 //! the bulkhead anew. Every request, rejected or not, leaves through `record`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -236,10 +237,12 @@ impl Pipeline {
         for attempt in 1.. {
             let last = attempt >= guard.retry.config().attempts;
             let spare = if last { None } else { again(&request) };
-            let result = match guard.hedge.get().filter(|_| repeatable) {
+            let twice = repeatable && !matches!(request.body(), RequestBody::Stream(_));
+            let (result, arrived) = match guard.hedge.get().filter(|_| twice) {
                 Some(hedge) => Box::pin(self.hedged(hedge, &upstream, request, &call)).await,
-                None => self.attempt(&upstream, request, &call).await,
+                None => (self.attempt(&upstream, request, &call).await, false),
             };
+            sent |= arrived;
             let mut after = None;
             let (mut result, next) = match result {
                 Ok(response) => {
@@ -287,25 +290,34 @@ impl Pipeline {
         unreachable!("the loop ends by its attempts")
     }
 
-    /// One attempt, and others beside it when it takes long; the first good answer counts.
+    /// One attempt, and others beside it when it takes long; the first good answer counts. Also says whether any of them
+    /// may have arrived, whichever it is that counts.
     async fn hedged(
         &self,
         hedge: &Hedge,
         upstream: &Arc<Upstream>,
         request: Request<RequestBody>,
         call: &Call,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> (Result<Response<ResponseBody>, Failed>, bool) {
         let template = again(&request);
         let mut first = Some(request);
+        // Attempts that may have arrived: all that were made, but for those that are known not to have.
+        let arrived = AtomicU32::new(0);
         let attempt = |_| {
-            let request = first.take().or_else(|| template.as_ref().and_then(again));
+            let next = first.take().or_else(|| template.as_ref().and_then(again));
+            let request = next.expect("what passes once is not hedged");
+            let arrived = &arrived;
             async move {
-                let Some(request) = request else {
-                    let rejection =
-                        Rejection::unsent(Reason::BadRequest, upstream.name.clone(), "cannot be sent twice");
-                    return Err(Err(Failed { rejection, request: None }));
+                arrived.fetch_add(1, Ordering::Relaxed);
+                let result = self.attempt(upstream, request, call).await;
+                let unsent = match &result {
+                    Ok(response) => promises_unsent(response.headers(), upstream.service.as_str()),
+                    Err(failed) => !failed.rejection.sent,
                 };
-                match self.attempt(upstream, request, call).await {
+                if unsent {
+                    arrived.fetch_sub(1, Ordering::Relaxed);
+                }
+                match result {
                     // An answer that would be asked for again is none that ends the race. While others run it waits to
                     // be the last one, or to be dropped: its own attempt has failed now.
                     Ok(mut response) if gateway_error(response.status()) => {
@@ -317,10 +329,11 @@ impl Pipeline {
                 }
             }
         };
-        match hedge.call(attempt).await {
+        let result = match hedge.call(attempt).await {
             Ok(response) => Ok(response),
             Err(failed) => failed,
-        }
+        };
+        (result, arrived.into_inner() > 0)
     }
 
     async fn attempt(
