@@ -21,6 +21,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use seawall_resilience::http::Head;
 use seawall_resilience::retry::NoRetry;
 use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead};
 use seawall_types::{ServiceName, header};
@@ -367,8 +368,9 @@ impl Pipeline {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
                 let response = Response::builder().status(status).body(ResponseBody::whole("chaos answers\n"));
-                attempt.failed("chaos");
-                return Ok(response.expect("a status of its range makes a response"));
+                let response = response.expect("a status of its range makes a response");
+                attempt.ordered(&Head::new(response.status(), response.headers()));
+                return Ok(response);
             }
             Trouble::Fault(rejection) => {
                 attempt.failed("chaos");
