@@ -7,7 +7,7 @@ use http::{HeaderMap, Response, Version};
 use hyper::body::Incoming;
 use seawall_resilience::adaptive::Ended;
 use seawall_resilience::http::Head;
-use seawall_resilience::{Outcome, Report, breaker, bulkhead, ended};
+use seawall_resilience::{Outcome, Report, Tick, breaker, bulkhead, ended};
 
 use crate::body::ResponseBody;
 use crate::headers;
@@ -25,6 +25,8 @@ pub(crate) struct Attempt {
     pub(crate) permit: Option<breaker::Permit<Handle>>,
     pub(crate) place: Option<bulkhead::Permit<Handle>>,
     pub(crate) trace: u128,
+    /// When it was sent, by the clock of the policies: they judge how long it took.
+    pub(crate) begun: Tick,
 }
 
 impl Attempt {
@@ -64,13 +66,8 @@ impl Attempt {
     }
 
     /// The head of a response is here; what the attempt holds travels on with the body.
-    pub(crate) fn answered(
-        self,
-        response: Response<Incoming>,
-        connection: Connection,
-        begun: Instant,
-    ) -> Response<ResponseBody> {
-        let latency = begun.elapsed();
+    pub(crate) fn answered(self, response: Response<Incoming>, connection: Connection) -> Response<ResponseBody> {
+        let latency = self.upstream.guard.clock().precise().since(self.begun);
         let (mut parts, body) = response.into_parts();
         let head = Head::new(parts.status, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -89,9 +86,9 @@ impl Drop for Attempt {
     }
 }
 
-/// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, it says
-/// nothing about the service, however long it lasted: the head was there. The connection is closed then, since the rest of
-/// the body is still in it.
+/// What has to be settled when a response's body has ended. Dropped before that, because the client has gone, its head
+/// decides if it was that of a failure; otherwise it says nothing about the service, however long it lasted. The
+/// connection is closed then, since the rest of the body is still in it.
 #[derive(Debug)]
 pub(crate) struct Record {
     attempt: Attempt,
@@ -125,6 +122,17 @@ impl Record {
         }
     }
 
+    /// The call has failed, and the rest of the answer decides nothing; where the head says so, it also says why, and
+    /// when the service wants to be called again.
+    pub(crate) fn refused(mut self) {
+        let report = self.head.report();
+        if report.outcome == Outcome::Failure {
+            self.attempt.settle(Report { took: Some(self.latency), ..report });
+        } else {
+            self.attempt.settle(Head::broken());
+        }
+    }
+
     /// The body broke off.
     pub(crate) fn broken(mut self) {
         self.attempt.settle(Head::broken());
@@ -133,6 +141,12 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.attempt.ignored();
+        let report = self.head.report();
+        // What has been settled has no endpoint any more.
+        if report.outcome == Outcome::Failure && self.attempt.endpoint.is_some() {
+            self.attempt.settle(Report { took: Some(self.latency), ..report });
+        } else {
+            self.attempt.ignored();
+        }
     }
 }

@@ -126,8 +126,13 @@ impl ResponseBody {
 
     /// The response will not be passed on: whatever it was, the call has failed.
     pub(crate) fn give_up(mut self) {
+        self.refuse();
+    }
+
+    /// The call has failed, and gives back what it holds, whether or not the answer will be passed on.
+    pub(crate) fn refuse(&mut self) {
         if let Some(record) = self.record.take() {
-            record.broken();
+            record.refused();
         }
     }
 

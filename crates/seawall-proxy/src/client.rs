@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use seawall_resilience::deadline;
 use seawall_types::ServiceName;
 use tokio::time::timeout_at;
 
@@ -114,9 +115,14 @@ impl Client {
         Err(CallError(Rejection { detail, ..rejection }))
     }
 
-    async fn head(&self, service: &ServiceName, request: Request<Bytes>) -> Result<Response<Answer>, CallError> {
+    async fn head(&self, service: &ServiceName, mut request: Request<Bytes>) -> Result<Response<Answer>, CallError> {
         let arrived = Instant::now();
-        let given = headers::timeout(request.headers()).unwrap_or(Duration::MAX);
+        let mut given = headers::timeout(request.headers()).unwrap_or(Duration::MAX);
+        // Whoever calls for somebody else has no more time than that one has left.
+        if let Some(deadline) = deadline::current() {
+            given = given.min(deadline.left());
+            headers::set_timeout(request.headers_mut(), given);
+        }
         let matched = Matched { route: self.route.clone(), service: service.clone(), path: None };
         let response = self.pipeline.call(matched, request.map(Into::into), arrived).await.map_err(CallError)?;
         let own = self.pipeline.timeout_of(service);

@@ -209,12 +209,15 @@ impl Pipeline {
     /// Asks for the rate, then makes the attempts, in the chain of calls that the request belongs to.
     async fn retry(&self, prepared: Prepared) -> Result<Response<ResponseBody>, Rejection> {
         let guard = &prepared.upstream.guard;
-        guard.retry.budget().deposit();
         if let Some(limiter) = guard.rate_limit.get() {
             limiter.acquire(prepared.call.deadline.left()).await?;
         }
+        // Only who calls the service earns a share of a retry.
+        guard.retry.budget().deposit();
+        // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
-        match Chain::enter(told, guard.retry.config().chain) {
+        let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
+        match chain {
             // Boxed, so that those who are in none do not carry it.
             Some(chain) => Box::pin(chain.scope(self.attempts(prepared))).await,
             None => self.attempts(prepared).await,
@@ -303,8 +306,12 @@ impl Pipeline {
                     return Err(Err(Failed { rejection, request: None }));
                 };
                 match self.attempt(upstream, request, call).await {
-                    // An answer that would be asked for again is none that ends the race.
-                    Ok(response) if gateway_error(response.status()) => Err(Ok(response)),
+                    // An answer that would be asked for again is none that ends the race. While others run it waits to
+                    // be the last one, or to be dropped: its own attempt has failed now.
+                    Ok(mut response) if gateway_error(response.status()) => {
+                        response.body_mut().refuse();
+                        Err(Ok(response))
+                    }
                     Ok(response) => Ok(response),
                     Err(failed) => Err(Err(failed)),
                 }
@@ -361,7 +368,7 @@ impl Pipeline {
                 if let (Some(chain), Some(told), Some(left)) = (Chain::current(), told, left) {
                     chain.settle(told, left);
                 }
-                Ok(attempt.answered(response, connection, begun))
+                Ok(attempt.answered(response, connection))
             }
             Err(error) => {
                 // A caller that gives too little time, or breaks off its own body, says nothing about the service.
@@ -513,7 +520,8 @@ fn pick(upstream: &Arc<Upstream>, admitted: Admitted, call: &Call, now: Instant)
     if let Some(permit) = &mut permit {
         permit.begin();
     }
-    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace }
+    let begun = upstream.guard.clock().precise();
+    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace, begun }
 }
 
 /// What chaos makes of an attempt.

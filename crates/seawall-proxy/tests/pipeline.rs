@@ -153,6 +153,31 @@ fn header<'a>(answer: &'a str, name: &str) -> &'a str {
 }
 
 #[tokio::test]
+async fn the_last_answer_of_failed_hedges_is_passed_on_whole() {
+    // Too large to be in any buffer when its attempt is settled.
+    let body = "x".repeat(8 << 20);
+    let addr = upstream(move |mut stream, _| {
+        let body = body.clone();
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                reply(&mut stream, "503 Service Unavailable", &body).await;
+            }
+        }
+    })
+    .await;
+    let policy = serde_json::json!({
+        "retry": { "attempts": 1 },
+        "hedge": { "enabled": true, "delay": "1m", "on_error": true, "budget": "100%" },
+    });
+    let proxy = Proxy::start(policy, &[addr]);
+    let answer = proxy.get().await;
+    assert_eq!((status(&answer), answer.split("\r\n\r\n").nth(1).unwrap().len()), ("503", 8 << 20));
+    let guard = proxy.upstreams.known_guard("api").unwrap();
+    let sums = guard.breaker.get().unwrap().sums();
+    assert_eq!((sums.calls, sums.failed), (2, 2), "each of them has failed");
+}
+
+#[tokio::test]
 async fn a_request_is_passed_on_as_the_next_hop_wants_it() {
     let proxy = Proxy::start(serde_json::json!({ "timeout": "3s" }), &[mirror().await]);
     let request = "GET /a/b?c=d HTTP/1.1\r\nhost: shop.example\r\nconnection: close, x-mine\r\nx-mine: 1\r\nx-other: 2\r\n\

@@ -2,7 +2,7 @@
 //! lets a few probes decide. (Nygard, *Release It!*, 2007; the parameters follow Resilience4j's.)
 //!
 //! All state sits in atomics. To admit a call of the closed state is one load; to observe a success is one `fetch_add`
-//! more (see [`window`]). The control word carries an epoch that changes with every transition, so a result that arrives
+//! more (see `window.rs`). The control word carries an epoch that changes with every transition, so a result that arrives
 //! late never decides a newer state. Thresholds, sizes and the kind of window can be changed while calls are under way.
 //!
 //! ```text

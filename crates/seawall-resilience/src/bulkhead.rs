@@ -327,6 +327,17 @@ impl Bulkhead {
         }
     }
 
+    /// Takes a place; `None` if there is none and the call may wait for one, by [`Bulkhead::acquire_as`]. It has not been
+    /// turned away then, and is not counted.
+    #[inline]
+    pub(crate) fn try_or_wait<B: AsRef<Self>>(this: B, priority: Priority) -> Result<Option<Permit<B>>, Rejected> {
+        match this.as_ref().take(priority) {
+            Ok(in_flight) => Ok(Some(Permit::new(this, in_flight))),
+            Err(_) if this.as_ref().patience(Duration::MAX).is_some() => Ok(None),
+            Err(reason) => Err(this.as_ref().reject(reason)),
+        }
+    }
+
     /// Takes a place for a call of priority `normal`, waiting for one as configured but never longer than `limit`.
     ///
     /// Cancel safe: a dropped future has taken nothing, and a place that it had been given goes to the next.

@@ -62,6 +62,11 @@ impl Chain {
         CURRENT.scope(self, future)
     }
 
+    /// Runs `call`, which may return a future or be a turn of one, in this chain.
+    pub fn within<T>(self, call: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, call)
+    }
+
     /// How many are left: what the header tells the next hop.
     pub fn left(&self) -> u32 {
         self.0.load(Ordering::Relaxed)

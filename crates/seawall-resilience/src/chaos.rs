@@ -263,6 +263,12 @@ impl Chaos {
     }
 }
 
+impl AsRef<Self> for Chaos {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// Decision number `n` under `seed`. Pure.
 pub fn decide(config: &Config, seed: u64, n: u64) -> Injection {
     // Four numbers for each decision, each for one question: a share that is changed changes no other answer.

@@ -39,8 +39,15 @@ impl Deadline {
 
     /// So long from now, or the ambient deadline if that is sooner: what a call is made under.
     pub fn within(limit: Duration) -> Self {
-        let own = Self::after(limit);
-        current().map_or(own, |ambient| own.min(ambient))
+        Self::begin(limit).0
+    }
+
+    /// [`Deadline::within`], and how much time that leaves: both by one look at the clock.
+    pub(crate) fn begin(limit: Duration) -> (Self, Duration) {
+        let now = Instant::now();
+        let own = Self::at(now + limit.min(FAR));
+        let deadline = current().map_or(own, |ambient| own.min(ambient));
+        (deadline, deadline.left_at(now))
     }
 
     /// The moment.
@@ -107,6 +114,12 @@ pub const fn scope<F>(deadline: Deadline, future: F) -> Scope<F> {
     Scope { deadline, future }
 }
 
+/// Runs `call`, which may return a future, under `deadline`, or under the one around it if that is sooner.
+pub fn enter<T>(deadline: Deadline, call: impl FnOnce() -> T) -> T {
+    let deadline = current().map_or(deadline, |around| around.min(deadline));
+    DEADLINE.sync_scope(deadline, call)
+}
+
 pin_project! {
     /// What [`scope`] returns. Cancel safe: dropping it drops the future and nothing else.
     #[derive(Debug)]
@@ -124,8 +137,7 @@ impl<F: Future> Future for Scope<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // Looked up at each poll, since it is there that one scope turns out to be inside of another.
-        let deadline = current().map_or(*this.deadline, |around| around.min(*this.deadline));
-        DEADLINE.sync_scope(deadline, || this.future.poll(cx))
+        enter(*this.deadline, || this.future.poll(cx))
     }
 }
 

@@ -136,8 +136,14 @@ impl Fallback {
         }
     }
 
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         self.used.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<Self> for Fallback {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 

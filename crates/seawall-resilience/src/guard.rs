@@ -183,16 +183,16 @@ impl Guard {
         C: Classify<T, CallError<E>>,
         D: FnMut(&Result<T, CallError<E>>) -> Decision,
     {
-        let deadline = self.timeout.deadline();
+        let (deadline, left) = self.timeout.begin();
+        let until = self.clock.precise() + left;
         let whole = async {
             if let Some(limiter) = self.rate_limit.get() {
-                limiter.acquire(deadline.left()).await?;
+                limiter.acquire(left).await?;
             }
-            let until = self.clock.precise() + deadline.left();
             let attempt = |number| self.hedged(number, &make, classify, deadline);
             self.retry.call(Some(until), attempt, again).await
         };
-        self.timeout.total(deadline, deadline::scope(deadline, whole)).await?
+        self.timeout.total_of(deadline, left, || deadline::scope(deadline, whole)).await?
     }
 
     async fn hedged<F, A, T, E, C>(
@@ -274,6 +274,12 @@ impl Guard {
             }
         }
         Ok(permits)
+    }
+}
+
+impl AsRef<Self> for Guard {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 

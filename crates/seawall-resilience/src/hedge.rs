@@ -426,6 +426,12 @@ impl Hedge {
     }
 }
 
+impl AsRef<Self> for Hedge {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// The first call's latency while it is under way. One that is dropped because a hedge was faster, or because the caller gave
 /// up, is known to take longer than it had: left out, the slow calls would vanish from the percentile, and with every
 /// hedge there would be more of them.

@@ -10,10 +10,37 @@
 //! [tower]: https://docs.rs/tower
 
 mod breaker;
+mod bulkhead;
+mod cache;
+mod chaos;
+mod coalesce;
 mod errors;
+mod fallback;
+mod gate;
+mod guard;
+mod hedge;
+mod rate_limit;
+mod retry;
+mod throttle;
+mod timeout;
 
-pub use breaker::{BreakerLayer, BreakerService};
-pub use errors::{ErrorsLayer, ErrorsService, errors};
+use std::future::poll_fn;
+
+use tower_service::Service;
+
+pub use breaker::{BreakerFuture, BreakerLayer, BreakerService};
+pub use bulkhead::{BulkheadFuture, BulkheadLayer, BulkheadService, Prioritize};
+pub use cache::{CacheFuture, CacheLayer, CacheService};
+pub use chaos::{ChaosFuture, ChaosLayer, ChaosService};
+pub use coalesce::{CoalesceFuture, CoalesceLayer, CoalesceService};
+pub use errors::{ErrorsFuture, ErrorsLayer, ErrorsService, errors};
+pub use fallback::{FallbackFuture, FallbackLayer, FallbackService};
+pub use guard::{GuardLayer, GuardService};
+pub use hedge::{HedgeLayer, HedgeService};
+pub use rate_limit::{RateLimitFuture, RateLimitLayer, RateLimitService};
+pub use retry::{Decide, RetryFuture, RetryLayer, RetryService};
+pub use throttle::{ThrottleFuture, ThrottleLayer, ThrottleService};
+pub use timeout::{TimeoutFuture, TimeoutLayer, TimeoutService};
 
 use crate::{CallError, Outcome, PolicyName, Rejected, Report};
 
@@ -82,4 +109,17 @@ fn failure(rejection: Option<&Rejected>) -> Report {
         Some(_) => Outcome::Ignored.into(),
         None => Outcome::Failure.into(),
     }
+}
+
+/// One attempt of several: by the instance that was polled ready, or by a clone as soon as that is.
+async fn attempt<S: Service<R>, R>(ready: Option<S>, clone: S, request: R) -> Result<S::Response, S::Error> {
+    let mut service = match ready {
+        Some(ready) => ready,
+        None => {
+            let mut service = clone;
+            poll_fn(|cx| service.poll_ready(cx)).await?;
+            service
+        }
+    };
+    service.call(request).await
 }

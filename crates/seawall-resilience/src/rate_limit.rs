@@ -225,6 +225,14 @@ impl RateLimiter {
         Ok(())
     }
 
+    /// Whether a call that was turned away now may pass after a wait of at most `limit`: what [`RateLimiter::acquire`]
+    /// would decide, unless others come in between.
+    pub(crate) fn may_wait(&self, rejected: &Rejected, limit: Duration) -> bool {
+        let most = self.wait.load(Ordering::Relaxed).min(nanos(limit));
+        let soon = rejected.retry_after.is_some_and(|after| nanos(after) <= most);
+        most > 0 && (soon || self.returned.load(Ordering::Relaxed))
+    }
+
     /// Takes a turn, now or later; `None` passes at once.
     fn reserve(&self, limit: Duration, clock: impl Fn() -> Tick) -> Result<Option<Turn<'_>>, Rejected> {
         let most = self.wait.load(Ordering::Relaxed).min(nanos(limit));
@@ -395,6 +403,12 @@ impl RateLimiter {
     fn limited(&self, wait: u64) -> Rejected {
         let retry_after = (wait != NEVER).then(|| Duration::from_nanos(wait));
         Rejected { policy: PolicyName::RateLimit, instance: self.name, reason: Reason::Limited, retry_after }
+    }
+}
+
+impl AsRef<Self> for RateLimiter {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 

@@ -17,6 +17,7 @@ use seawall_types::{Period, Ratio};
 use serde::{Deserialize, Serialize};
 
 use crate::chain::Chain;
+use crate::deadline::Deadline;
 use crate::problems::merge;
 use crate::{CallError, Clock, Name, PolicyName, Problems, Reason, Tick};
 
@@ -368,11 +369,10 @@ impl Retrier {
         D: FnMut(&Result<T, E>) -> Decision,
     {
         self.budget.deposit();
-        let chain = self.chain.load(Ordering::Relaxed);
-        if chain != UNBOUNDED && Chain::current().is_none() {
+        if let Some(chain) = self.new_chain() {
             // What is not usual is boxed, here and below: a call that works at once would otherwise carry all of it
             // along, and that is most of what it would pay.
-            return Box::pin(Chain::new(chain).scope(self.attempts(deadline, attempt, decide))).await;
+            return Box::pin(chain.scope(self.attempts(deadline, attempt, decide))).await;
         }
         let result = attempt(1).await;
         let Decision::Again { after } = decide(&result) else { return result };
@@ -393,8 +393,19 @@ impl Retrier {
         self.repeat(deadline, attempt, decide, result, charge).await
     }
 
+    /// The chain that a call has to be run in, if the configuration bounds it and nobody around it has.
+    pub(crate) fn new_chain(&self) -> Option<Chain> {
+        let chain = self.chain.load(Ordering::Relaxed);
+        (chain != UNBOUNDED && Chain::current().is_none()).then(|| Chain::new(chain))
+    }
+
+    /// What a deadline is by the retrier's clock.
+    pub(crate) fn tick_of(&self, deadline: Deadline) -> Tick {
+        self.clock.precise() + deadline.left()
+    }
+
     /// Goes on with the second attempt, for which `charge` is paid.
-    async fn repeat<T, E, F, A, D>(
+    pub(crate) async fn repeat<T, E, F, A, D>(
         &self,
         deadline: Option<Tick>,
         mut attempt: F,
@@ -473,6 +484,12 @@ impl Retrier {
             return Err(NoRetry::Budget);
         }
         Ok(Charge { backoff, pause, retrier: self, chain, spent: false })
+    }
+}
+
+impl AsRef<Self> for Retrier {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 

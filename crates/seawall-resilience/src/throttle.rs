@@ -260,6 +260,12 @@ impl Throttle {
     }
 }
 
+impl AsRef<Self> for Throttle {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// The formula of the book.
 fn probability(requests: u64, accepts: u64, k: f64) -> f64 {
     ((requests as f64 - k * accepts as f64) / (requests as f64 + 1.0)).max(0.0)

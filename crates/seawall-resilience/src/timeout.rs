@@ -108,8 +108,43 @@ impl Timeout {
         Limit::new(future, Until::of(deadline, left), self.rejected(Reason::Deadline))
     }
 
+    /// [`Timeout::deadline`], and how much time that leaves.
+    pub(crate) fn begin(&self) -> (Deadline, Duration) {
+        Deadline::begin(Duration::from_nanos(self.total.load(Ordering::Relaxed)))
+    }
+
+    /// [`Timeout::total`] of a future that is made only if there is time; `left` is what [`Timeout::begin`] has said.
+    #[inline(always)]
+    pub(crate) fn total_of<F>(
+        &self,
+        deadline: Deadline,
+        left: Duration,
+        make: impl FnOnce() -> F,
+    ) -> Limit<F, Rejected> {
+        Limit::make(make, Until::of(deadline, left), self.rejected(Reason::Deadline))
+    }
+
+    /// [`Timeout::attempt`] of a future that is made only if there is time. Without a deadline or a time of its own it
+    /// has no limit but the total time.
+    #[inline(always)]
+    pub(crate) fn attempt_of<F>(&self, deadline: Option<Deadline>, make: impl FnOnce() -> F) -> Limit<F, Rejected> {
+        let own = Duration::from_nanos(self.attempt.load(Ordering::Relaxed));
+        let (until, reason) = match deadline.map(|deadline| (deadline, deadline.left())) {
+            Some((deadline, left)) if left <= own => (Until::of(deadline, left), Reason::Deadline),
+            None if own == Duration::from_nanos(u64::MAX) => (Until::After(self.limits().0), Reason::Deadline),
+            _ => (Until::After(own), Reason::Attempt),
+        };
+        Limit::make(make, until, self.rejected(reason))
+    }
+
     const fn rejected(&self, reason: Reason) -> Rejected {
         Rejected::new(PolicyName::Timeout, self.name, reason)
+    }
+}
+
+impl AsRef<Self> for Timeout {
+    fn as_ref(&self) -> &Self {
+        self
     }
 }
 
@@ -161,8 +196,13 @@ impl<F, E> Limit<F, E> {
     // than all the rest.
     #[inline(always)]
     fn new(future: F, until: Until, elapsed: E) -> Self {
+        Self::make(|| future, until, elapsed)
+    }
+
+    #[inline(always)]
+    fn make(make: impl FnOnce() -> F, until: Until, elapsed: E) -> Self {
         let some = !matches!(until, Until::After(left) if left.is_zero());
-        Self { future: some.then_some(future), sleep: None, until, elapsed }
+        Self { future: some.then(make), sleep: None, until, elapsed }
     }
 }
 

@@ -304,6 +304,22 @@ async fn a_body_that_takes_too_long_counts_against_the_service_unless_the_caller
 }
 
 #[tokio::test]
+async fn the_tasks_own_deadline_and_chain_are_passed_on() {
+    let client = client(serve(Router::new().fallback(echo)).await, json!({ "timeout": "10s" })).await;
+    let seen = async || client.get("payment").send().await.unwrap().json::<Value>().await.unwrap()["headers"].clone();
+    let near = seawall::resilience::Deadline::after(Duration::from_secs(2));
+    let chain = seawall::resilience::Chain::new(3);
+    let headers = seawall::resilience::deadline::scope(near, chain.scope(seen())).await;
+    let left: u64 = headers["seawall-timeout-ms"].as_str().unwrap().parse().unwrap();
+    assert!((1..=2000).contains(&left), "{left}");
+    assert_eq!(headers["seawall-retries-left"], "3");
+    assert_eq!(seen().await.get("seawall-retries-left"), None, "out of the chain");
+    let over = seawall::resilience::Deadline::after(Duration::ZERO);
+    let error = seawall::resilience::deadline::scope(over, client.get("payment").send()).await.unwrap_err();
+    assert!(error.is_timeout() && error.is_unsent(), "{error:?}");
+}
+
+#[tokio::test]
 async fn one_that_waits_for_a_place_and_is_dropped_leaves_the_queue() {
     let addr = serve(Router::new().fallback(any(|| async { "short" }))).await;
     let client =

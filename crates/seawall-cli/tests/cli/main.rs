@@ -6,5 +6,7 @@ mod client;
 mod config;
 mod control;
 mod fleet;
+mod hosts;
+mod orders;
 mod saga;
 mod support;
