@@ -1,6 +1,7 @@
 //! Guards around HTTP servers and clients, over real sockets: axum applies its layers anew for each request, and an answer
 //! is over when its last byte has passed.
 #![cfg(not(feature = "loom"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::convert::Infallible;
 use std::future::Future;

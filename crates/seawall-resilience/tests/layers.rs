@@ -1,5 +1,6 @@
 //! The layers keep tower's contract, and share their policy's state however often they are applied.
 #![cfg(not(feature = "loom"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::convert::Infallible;
 use std::fmt::Debug;
