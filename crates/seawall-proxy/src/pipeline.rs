@@ -219,11 +219,18 @@ impl Pipeline {
         // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
         let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
-        match chain {
-            // Boxed, so that those who are in none do not carry it.
-            Some(chain) => Box::pin(chain.scope(self.attempts(prepared))).await,
-            None => self.attempts(prepared).await,
+        let Some(chain) = chain else { return self.attempts(prepared).await };
+        let told: Option<u32> = told.and_then(|told| told.trim().parse().ok());
+        let before = chain.left();
+        // Boxed, so that those who are in none do not carry it.
+        let mut result = Box::pin(chain.clone().scope(self.attempts(prepared))).await;
+        // The hop before counts in its own number, which may be more than what this one allows.
+        let left = told.map(|told| told - (before - chain.left()));
+        match &mut result {
+            Ok(response) => headers::answer_retries_left(response.headers_mut(), left),
+            Err(rejection) => rejection.retries_left = left,
         }
+        result
     }
 
     /// The only loop: attempts until one is good enough, or time, attempts, chain or budget are spent.
@@ -572,7 +579,7 @@ fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> R
             let (given, body) = response.into_parts();
             body.give_up();
             let mut instead = fallback.response();
-            for name in [header::REJECTED, "retry-after"] {
+            for name in [header::REJECTED, header::RETRIES_LEFT, "retry-after"] {
                 if let Some(value) = given.headers.get(name) {
                     instead.headers_mut().insert(name, value.clone());
                 }

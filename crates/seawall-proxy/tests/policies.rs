@@ -167,17 +167,19 @@ async fn calls_wait_for_their_turn_but_not_in_vain() {
 #[tokio::test]
 async fn a_caller_that_leaves_gives_its_turn_back() {
     let service = Service::always("200 OK", "").await;
-    let proxy = Proxy::start(json!({ "rate_limit": { "rate": "1/s", "wait": "1s" } }), &[service.addr]);
+    let policy = json!({ "timeout": "2m", "rate_limit": { "rate": "1/m", "wait": "1m" } });
+    let (proxy, _hand) = at_will(policy, &[service.addr]);
     assert_eq!(status(&proxy.get().await), "200");
-    for _ in 0..20 {
-        // Each takes the one turn that there is to wait for, and leaves.
+    let guard = proxy.guard();
+    let next = || guard.rate_limit.get().unwrap().try_acquire().unwrap_err().retry_after.unwrap().as_secs();
+    for _ in 0..5 {
         let mut stream = TcpStream::connect(proxy.addr).await.unwrap();
         stream.write_all(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        until("it waits for its turn", || next() == 120).await;
+        assert_eq!(header(&proxy.get().await, "retry-after"), "120", "nobody else can have it");
         drop(stream);
+        until("it has left, and its turn is free", || next() == 60).await;
     }
-    // They are gone once nothing but the listeners is waited for; then the turn is somebody else's.
-    until("they are gone", || proxy.trigger.waiting().to_string() == "2 listeners").await;
-    assert_eq!(status(&proxy.get().await), "200");
 }
 
 // --- retry ---
@@ -261,6 +263,31 @@ async fn a_chain_bounds_the_retries_of_all_hops() {
     let proxy = Proxy::inside(policy(json!(3)), &[service.addr]);
     proxy.get().await;
     assert_eq!(service.headers("seawall-retries-left"), ["3", "0"], "two of three were spent there, and one here");
+}
+
+#[tokio::test]
+async fn hops_tell_each_other_what_they_have_spent() {
+    let policy = |attempts: u32, chain: u32| {
+        json!({ "retry": {
+            "attempts": attempts, "budget": "100%", "budget_floor": 100, "backoff": "1ms", "chain": chain
+        } })
+    };
+    // The last hop alone would make four requests of each that it gets.
+    for (answers, chain, reached) in [("503 X", 2, 3), ("", 2, 3), ("503 X", 5, 6), ("503 X", 0, 1)] {
+        let service = Service::new(move |_, _| match answers {
+            "" => Do::End(String::new()),
+            status => say(status, "seawall-retries-left: 999\r\n"),
+        })
+        .await;
+        let inner = Proxy::inside(policy(4, 1000), &[service.addr]);
+        let middle = Proxy::inside(policy(4, 3), &[inner.addr]);
+        let outer = Proxy::start(policy(4, chain), &[middle.addr]);
+        let answer = outer.get().await;
+        assert_eq!(service.count(), reached, "{answers} {chain}: {:?}", service.headers("seawall-retries-left"));
+        assert_eq!(header(&answer, "seawall-retries-left"), "", "who told nothing is told nothing");
+        let answer = with(&inner, "seawall-retries-left: 9\r\n").await;
+        assert_eq!(header(&answer, "seawall-retries-left"), "6");
+    }
 }
 
 // --- hedge ---
