@@ -9,6 +9,7 @@ mod table;
 
 use std::io::Write as _;
 
+use crate::process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,12 +18,27 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Name {
     /// The gateway beside nginx and HAProxy, as a plain HTTP/1.1 proxy.
     Proxy,
+    /// A call under each policy beside tower's layers, tower-resilience, recloser and failsafe, in one process.
+    Resilience,
 }
 
 pub(crate) fn run(name: Name, rounds: usize, seconds: u64) -> anyhow::Result<()> {
     match name {
         Name::Proxy => proxy::run(rounds.max(1), seconds.max(1)),
+        Name::Resilience => resilience(rounds.max(1)),
     }
+}
+
+/// The peers are many crates, so this is a workspace of its own, built only here.
+fn resilience(rounds: usize) -> anyhow::Result<()> {
+    let (root, target) = (process::root(), process::root().join("target/bench-resilience"));
+    let manifest = root.join("benches/resilience/Cargo.toml").display().to_string();
+    let target = target.display().to_string();
+    let words = ["build", "--release", "--locked", "--manifest-path", &manifest, "--target-dir", &target];
+    process::run("cargo", &words)?;
+    std::fs::create_dir_all(root.join("target/bench"))?;
+    let file = root.join("target/bench/resilience.json").display().to_string();
+    process::run(&format!("{target}/release/bench-resilience"), &[&rounds.to_string(), &file])
 }
 
 /// A server that costs as little as can be: every request, whatever it asks, gets the same kilobyte.

@@ -333,6 +333,44 @@ async fn a_place_is_held_until_the_last_byte_or_the_callers_end() {
 }
 
 #[tokio::test]
+async fn an_adaptive_bulkhead_learns_from_answers() {
+    let (busy, idle) = (upstream_of(503).await, upstream_of(200).await);
+    let policy = serde_json::json!({
+        "retry": { "attempts": 1 },
+        "bulkhead": { "adaptive": { "algorithm": "aimd", "initial": 2 } }
+    });
+    let limit = |proxy: &Proxy| proxy.upstreams.guards()[0].bulkhead.get().unwrap().limit();
+    let proxy = Proxy::start(policy, &[busy]);
+    assert_eq!(status(&proxy.get().await), "503");
+    within(async {
+        while limit(&proxy) != 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    proxy.upstreams.publish(fleet(&[idle]));
+    within(async {
+        while limit(&proxy) == 1 {
+            proxy.get().await;
+        }
+    })
+    .await;
+}
+
+/// Answers every request with this status.
+async fn upstream_of(status: u16) -> SocketAddr {
+    upstream(move |mut stream, _| async move {
+        while read_request(&mut stream).await.is_some() {
+            let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
 async fn an_upstream_that_stalls_in_its_body_is_broken_off() {
     let addr = upstream(|mut stream, _| async move {
         read_request(&mut stream).await;

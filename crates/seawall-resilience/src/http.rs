@@ -4,6 +4,13 @@
 //! response takes what its call holds along in its body ([`ObservedBody`]), which settles it when the last byte has
 //! passed. The meaning of a gRPC status follows the specification of its codes; those that blame the caller do not
 //! speak against the service.
+//!
+//! For clients there is [`call`], for servers the layer [`HttpGuardLayer`](crate::layer::HttpGuardLayer); what travels
+//! between them in headers is read and written here.
+
+mod client;
+mod headers;
+mod held;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,6 +20,12 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+pub use client::{call, failures};
+pub(crate) use headers::{chain, trace};
+pub use headers::{pass_on, priority, rejection};
+pub(crate) use held::Held;
+pub use held::{GuardedBody, Settle};
 
 use crate::{Outcome, Report};
 
