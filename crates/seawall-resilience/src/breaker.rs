@@ -544,7 +544,11 @@ impl Breaker {
 
     fn observe_probe(&self, epoch: u32, failed: bool, slow: bool, now: Tick) {
         let config = self.config.load();
-        let (failures, slows) = self.count_probe(epoch, failed, slow);
+        let Some((failures, slows)) = self.count_probe(epoch, failed, slow) else {
+            // The state has moved on since the caller looked.
+            self.tally.late.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         self.tally.probed.fetch_add(1, Ordering::Relaxed);
         let needed = config.probes_needed();
         let mut word = self.hot.0.control.load(Ordering::Acquire);
@@ -588,16 +592,21 @@ impl Breaker {
         }
     }
 
-    /// Adds one probe to the counts of its own stage; those of an earlier one are replaced.
-    fn count_probe(&self, epoch: u32, failed: bool, slow: bool) -> (u32, u32) {
+    /// Adds one probe to the counts of its own stage; those of an earlier one are replaced, those of a later one are not:
+    /// then there is nothing to count.
+    fn count_probe(&self, epoch: u32, failed: bool, slow: bool) -> Option<(u32, u32)> {
         const MASK: u64 = (1 << 17) - 1;
         let add = |word: u64| {
-            let base = if (word >> 34) as u32 == epoch { word } else { u64::from(epoch) << 34 };
-            base + (u64::from(failed) << 17) + u64::from(slow)
+            let counted = (word >> 34) as u32;
+            if control::is_later(counted, epoch) {
+                return None;
+            }
+            let base = if counted == epoch { word } else { u64::from(epoch) << 34 };
+            Some(base + (u64::from(failed) << 17) + u64::from(slow))
         };
-        let before = self.probes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(add(word)));
-        let after = add(before.unwrap_or_else(|word| word));
-        ((after >> 17 & MASK) as u32, (after & MASK) as u32)
+        let before = self.probes.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
+        let after = add(before)?;
+        Some(((after >> 17 & MASK) as u32, (after & MASK) as u32))
     }
 
     /// Moves from `word` to open; does nothing when somebody else has moved on already.
@@ -725,11 +734,34 @@ impl Breaker {
             self.clear();
             hot.shape.store(shape, Ordering::Release);
         }
+        if old.half_open_calls != config.half_open_calls {
+            self.probe_anew(&config);
+        }
         if old.mode != config.mode {
             self.set(initial(config.mode));
         }
         // A lower minimum may make a verdict out of what is there.
         hot.flag(PENDING, true);
+    }
+
+    /// Another number of probes: those that were sent may be all that the new number allows, and what came back may not be
+    /// enough for a verdict, so that nobody would ever be let through again.
+    fn probe_anew(&self, config: &Config) {
+        let hot = &self.hot.0;
+        let mut word = hot.control.load(Ordering::Acquire);
+        loop {
+            let control = Control::unpack(word);
+            if control.state != State::HalfOpen {
+                return;
+            }
+            let next = Control { stage: control.stage, ..control.next(State::HalfOpen) };
+            let lease = config.probe_lease.map_or(FOREVER, |lease| micros(self.clock.now() + *lease));
+            self.extend(next.epoch, lease);
+            match hot.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(seen) => word = seen,
+            }
+        }
     }
 
     /// Tells the listener of every call and rejection too, or no longer.

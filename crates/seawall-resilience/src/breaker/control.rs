@@ -59,6 +59,12 @@ pub(super) struct Control {
 
 const EPOCH: u32 = (1 << 27) - 1;
 
+/// Whether an epoch comes after another; they go round.
+pub(super) const fn is_later(epoch: u32, other: u32) -> bool {
+    let ahead = epoch.wrapping_sub(other) & EPOCH;
+    ahead != 0 && ahead <= EPOCH / 2
+}
+
 impl Control {
     pub(super) const fn new(state: State, epoch: u32) -> Self {
         Self { state, stage: 0, epoch: epoch & EPOCH, issued: 0, done: 0 }

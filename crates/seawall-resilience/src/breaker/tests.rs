@@ -229,6 +229,31 @@ fn late_results_decide_nothing() {
 }
 
 #[test]
+fn a_probe_of_an_earlier_round_does_not_erase_what_a_later_one_has_counted() {
+    let bench = Bench::ready_to_probe(config());
+    let earlier = Control::unpack(bench.breaker.hot.0.control.load(Ordering::Acquire)).epoch + 1;
+    let lost: Vec<_> = (0..3).map(|_| bench.permit().unwrap()).collect();
+    bench.wait(30);
+    assert_eq!(bench.calls("f"), State::HalfOpen, "the next round has begun");
+    // As if it had looked at the control word just before that round.
+    bench.breaker.observe_probe(earlier, false, false, bench.breaker.clock.now());
+    assert_eq!(bench.calls("f"), State::Open, "two of three have failed");
+    assert_eq!(bench.breaker.counts().late, 1);
+    drop(lost);
+    assert!(control::is_later(0, (1 << 27) - 1) && !control::is_later((1 << 27) - 1, 0) && !control::is_later(5, 5));
+}
+
+#[test]
+fn another_number_of_probes_does_not_wedge_it() {
+    for probe_lease in [None, Some(Period::secs(30))] {
+        let bench = Bench::ready_to_probe(Config { half_open_calls: 4, probe_lease, ..config() });
+        assert_eq!(bench.calls("sss"), State::HalfOpen);
+        bench.breaker.reload(Config { half_open_calls: 2, probe_lease, ..config() });
+        assert_eq!(bench.calls("ss"), State::Closed, "{probe_lease:?}");
+    }
+}
+
+#[test]
 fn a_call_given_up_speaks_by_its_age() {
     for (seconds, state) in [(0, State::Closed), (1, State::Open)] {
         let bench = Bench::new(config());
