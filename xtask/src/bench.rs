@@ -1,10 +1,12 @@
-//! Benchmarks beside the peers: real processes, in turns, in one run; medians with minimum and maximum.
+//! Benchmarks beside the peers: in turns, in one run; medians with minimum and maximum.
 //!
-//! The measure is the processor time that a proxy spends on a request: on a small, shared machine it is steadier than
-//! requests per second, which also measure the load generator. A figure from another run or machine compares to nothing.
+//! The measure of the proxies, real processes all, is the processor time that one spends on a request: on a small, shared
+//! machine it is steadier than requests per second, which also measure the load generator. That of the policies is the
+//! time of a call, from samples that nothing disturbed. A figure from another run or machine compares to nothing.
 
 mod noise;
 mod proxy;
+mod resilience;
 mod table;
 
 use std::io::Write as _;
@@ -17,11 +19,14 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Name {
     /// The gateway beside nginx and HAProxy, as a plain HTTP/1.1 proxy.
     Proxy,
+    /// The policies beside tower's layers, tower-resilience, recloser and failsafe, in one process.
+    Resilience,
 }
 
 pub(crate) fn run(name: Name, rounds: usize, seconds: u64) -> anyhow::Result<()> {
     match name {
         Name::Proxy => proxy::run(rounds.max(1), seconds.max(1)),
+        Name::Resilience => resilience::run(rounds.max(1)),
     }
 }
 

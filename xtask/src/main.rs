@@ -35,12 +35,12 @@ enum Command {
     },
     /// Measure beside the peers, in one run, and print a table.
     Bench {
-        /// Which: proxy.
+        /// Which: proxy, resilience.
         name: bench::Name,
         /// How many rounds; each runs every case once, in turns.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Seconds per case and round.
+        /// Seconds per case and round; the policies have samples instead.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
