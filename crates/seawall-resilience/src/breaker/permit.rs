@@ -103,7 +103,7 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
     }
 
     /// One turn of the call; what went wrong, by whomever, becomes the caller's own error.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn turn<T, E, X>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
