@@ -71,6 +71,17 @@ pub(crate) fn show(args: &PoliciesArgs) -> anyhow::Result<()> {
             Err(error) => eprintln!("{name}: {error:#}"),
         }
     }
+    anyhow::ensure!(!answers.is_empty(), "nobody has answered");
+    if let Some(service) = &args.service {
+        for (_, answer) in &mut answers {
+            if let Some(guards) = answer["guards"].as_array_mut() {
+                guards.retain(|guard| guard["service"] == **service);
+            }
+        }
+        let known =
+            answers.iter().any(|(_, answer)| answer["guards"].as_array().is_some_and(|guards| !guards.is_empty()));
+        anyhow::ensure!(known, "`{service}` has not been called from there");
+    }
     if args.json {
         let all: serde_json::Map<String, Value> = answers.into_iter().collect();
         println!("{}", serde_json::to_string_pretty(&all)?);
@@ -83,9 +94,6 @@ pub(crate) fn show(args: &PoliciesArgs) -> anyhow::Result<()> {
     for (name, answer) in &answers {
         for guard in answer["guards"].as_array().into_iter().flatten() {
             let service = guard["service"].as_str().unwrap_or_default();
-            if args.service.as_ref().is_some_and(|wanted| wanted != service) {
-                continue;
-            }
             let breaker = &guard["breaker"];
             let bulkhead = &guard["bulkhead"];
             let state = breaker["state"].as_str().unwrap_or("off");

@@ -36,6 +36,12 @@ impl Attempt {
         self.settle(Report { cause, overloaded, ..Outcome::Failure.into() });
     }
 
+    /// The attempt was answered as somebody has ordered: that is judged as the service's own answer would be.
+    pub(crate) fn ordered(&mut self, head: &Head) {
+        let took = self.upstream.guard.clock().precise().since(self.begun);
+        self.settle(Report { took: Some(took), cause: "chaos", ..head.report() });
+    }
+
     /// The attempt ended by the caller's fault: that speaks against nobody.
     pub(crate) fn ignored(&mut self) {
         self.settle(Outcome::Ignored.into());

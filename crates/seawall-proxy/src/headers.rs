@@ -157,6 +157,15 @@ pub fn set_retries_left(headers: &mut HeaderMap, left: u32) {
     headers.insert(SEAWALL_RETRIES_LEFT, left.into());
 }
 
+/// Tells the hop before what is left of what it told, or nothing if it told nothing: what the hop behind says is for this
+/// one.
+pub fn answer_retries_left(headers: &mut HeaderMap, left: Option<u32>) {
+    match left {
+        Some(left) => set_retries_left(headers, left),
+        None => drop(headers.remove(SEAWALL_RETRIES_LEFT)),
+    }
+}
+
 /// How much the request matters; what is not understood matters as much as most.
 pub fn priority(headers: &HeaderMap) -> Priority {
     let word = headers.get(SEAWALL_PRIORITY).and_then(|value| value.to_str().ok());

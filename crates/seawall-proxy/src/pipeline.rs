@@ -10,6 +10,7 @@
 //! the bulkhead anew. Every request, rejected or not, leaves through `record`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use seawall_resilience::http::Head;
 use seawall_resilience::retry::NoRetry;
 use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead};
 use seawall_types::{ServiceName, header};
@@ -217,11 +219,18 @@ impl Pipeline {
         // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
         let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
-        match chain {
-            // Boxed, so that those who are in none do not carry it.
-            Some(chain) => Box::pin(chain.scope(self.attempts(prepared))).await,
-            None => self.attempts(prepared).await,
+        let Some(chain) = chain else { return self.attempts(prepared).await };
+        let told: Option<u32> = told.and_then(|told| told.trim().parse().ok());
+        let before = chain.left();
+        // Boxed, so that those who are in none do not carry it.
+        let mut result = Box::pin(chain.clone().scope(self.attempts(prepared))).await;
+        // The hop before counts in its own number, which may be more than what this one allows.
+        let left = told.map(|told| told - (before - chain.left()));
+        match &mut result {
+            Ok(response) => headers::answer_retries_left(response.headers_mut(), left),
+            Err(rejection) => rejection.retries_left = left,
         }
+        result
     }
 
     /// The only loop: attempts until one is good enough, or time, attempts, chain or budget are spent.
@@ -236,10 +245,12 @@ impl Pipeline {
         for attempt in 1.. {
             let last = attempt >= guard.retry.config().attempts;
             let spare = if last { None } else { again(&request) };
-            let result = match guard.hedge.get().filter(|_| repeatable) {
+            let twice = repeatable && !matches!(request.body(), RequestBody::Stream(_));
+            let (result, arrived) = match guard.hedge.get().filter(|_| twice) {
                 Some(hedge) => Box::pin(self.hedged(hedge, &upstream, request, &call)).await,
-                None => self.attempt(&upstream, request, &call).await,
+                None => (self.attempt(&upstream, request, &call).await, false),
             };
+            sent |= arrived;
             let mut after = None;
             let (mut result, next) = match result {
                 Ok(response) => {
@@ -287,25 +298,34 @@ impl Pipeline {
         unreachable!("the loop ends by its attempts")
     }
 
-    /// One attempt, and others beside it when it takes long; the first good answer counts.
+    /// One attempt, and others beside it when it takes long; the first good answer counts. Also says whether any of them
+    /// may have arrived, whichever it is that counts.
     async fn hedged(
         &self,
         hedge: &Hedge,
         upstream: &Arc<Upstream>,
         request: Request<RequestBody>,
         call: &Call,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> (Result<Response<ResponseBody>, Failed>, bool) {
         let template = again(&request);
         let mut first = Some(request);
+        // Attempts that may have arrived: all that were made, but for those that are known not to have.
+        let arrived = AtomicU32::new(0);
         let attempt = |_| {
-            let request = first.take().or_else(|| template.as_ref().and_then(again));
+            let next = first.take().or_else(|| template.as_ref().and_then(again));
+            let request = next.expect("what passes once is not hedged");
+            let arrived = &arrived;
             async move {
-                let Some(request) = request else {
-                    let rejection =
-                        Rejection::unsent(Reason::BadRequest, upstream.name.clone(), "cannot be sent twice");
-                    return Err(Err(Failed { rejection, request: None }));
+                arrived.fetch_add(1, Ordering::Relaxed);
+                let result = self.attempt(upstream, request, call).await;
+                let unsent = match &result {
+                    Ok(response) => promises_unsent(response.headers(), upstream.service.as_str()),
+                    Err(failed) => !failed.rejection.sent,
                 };
-                match self.attempt(upstream, request, call).await {
+                if unsent {
+                    arrived.fetch_sub(1, Ordering::Relaxed);
+                }
+                match result {
                     // An answer that would be asked for again is none that ends the race. While others run it waits to
                     // be the last one, or to be dropped: its own attempt has failed now.
                     Ok(mut response) if gateway_error(response.status()) => {
@@ -317,10 +337,11 @@ impl Pipeline {
                 }
             }
         };
-        match hedge.call(attempt).await {
+        let result = match hedge.call(attempt).await {
             Ok(response) => Ok(response),
             Err(failed) => failed,
-        }
+        };
+        (result, arrived.into_inner() > 0)
     }
 
     async fn attempt(
@@ -354,8 +375,9 @@ impl Pipeline {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
                 let response = Response::builder().status(status).body(ResponseBody::whole("chaos answers\n"));
-                attempt.failed("chaos");
-                return Ok(response.expect("a status of its range makes a response"));
+                let response = response.expect("a status of its range makes a response");
+                attempt.ordered(&Head::new(response.status(), response.headers()));
+                return Ok(response);
             }
             Trouble::Fault(rejection) => {
                 attempt.failed("chaos");
@@ -557,7 +579,7 @@ fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> R
             let (given, body) = response.into_parts();
             body.give_up();
             let mut instead = fallback.response();
-            for name in [header::REJECTED, "retry-after"] {
+            for name in [header::REJECTED, header::RETRIES_LEFT, "retry-after"] {
                 if let Some(value) = given.headers.get(name) {
                     instead.headers_mut().insert(name, value.clone());
                 }

@@ -115,12 +115,14 @@ pub struct Rejection {
     pub retry_after: Option<Duration>,
     /// Whether the service may have seen the request. `false` is a promise.
     pub sent: bool,
+    /// What is left of the retries that the caller allowed, if it said how many.
+    pub retries_left: Option<u32>,
 }
 
 impl Rejection {
     /// A rejection of a request that was not sent.
     pub fn unsent(reason: Reason, service: Arc<str>, detail: impl Into<String>) -> Self {
-        Self { reason, service, detail: detail.into(), retry_after: None, sent: false }
+        Self { reason, service, detail: detail.into(), retry_after: None, sent: false, retries_left: None }
     }
 
     /// The answer to the caller.
@@ -144,6 +146,9 @@ impl Rejection {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             mark += &format!("; retry_after={seconds}");
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(left) = self.retries_left {
+            crate::headers::set_retries_left(headers, left);
         }
         mark += if self.sent { SENT } else { UNSENT };
         if let Ok(mark) = mark.try_into() {
@@ -183,6 +188,7 @@ impl From<Rejected> for Rejection {
             detail,
             retry_after: rejected.retry_after,
             sent: false,
+            retries_left: None,
         }
     }
 }

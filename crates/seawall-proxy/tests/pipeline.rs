@@ -2,155 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/sockets.rs"]
+mod sockets;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::request::Parts;
-use seawall_drain::Trigger;
-use seawall_proxy::{Matched, Route, RouteError, Router, Server, ServerConfig, Upstreams};
-use seawall_resilience::{Policies, PolicyConfig};
-use seawall_types::{Change, Instance, InstanceId, Revision, ServiceName, Snapshot};
+use seawall_proxy::{Server, ServerConfig};
+use sockets::{Proxy, fleet, header, mirror, nobody, read_request, reply, status, upstream, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-/// Everything goes to the service `api`.
-struct ToApi(Matched);
-
-impl Router for ToApi {
-    fn route(&self, _: &Parts) -> Result<Matched, RouteError> {
-        Ok(self.0.clone())
-    }
-}
-
-/// A proxy in front of some addresses.
-struct Proxy {
-    addr: SocketAddr,
-    upstreams: Upstreams,
-    trigger: Trigger,
-}
-
-fn service() -> ServiceName {
-    ServiceName::try_new("api").unwrap()
-}
-
-fn fleet(addrs: &[SocketAddr]) -> Arc<Snapshot> {
-    let mut snapshot = Snapshot::default();
-    for (number, addr) in addrs.iter().enumerate() {
-        let id = InstanceId::try_new(&format!("api-{number}")).unwrap();
-        let instance = Some(Instance::new(id.clone(), *addr));
-        snapshot.apply(&Change { revision: Revision(1), service: service(), id, instance });
-    }
-    Arc::new(snapshot)
-}
-
-impl Proxy {
-    fn start(policy: serde_json::Value, addrs: &[SocketAddr]) -> Self {
-        let policy: PolicyConfig = serde_json::from_value(policy).unwrap();
-        let upstreams = Upstreams::new(Policies([(ServiceName::try_new("default").unwrap(), policy)].into()));
-        upstreams.publish(fleet(addrs));
-        let config = ServerConfig {
-            name: "test".into(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            workers: 2,
-            connections: 100,
-            edge: Some(0),
-        };
-        let (trigger, drain) = seawall_drain::channel();
-        let server = Server::bind(config).unwrap();
-        let addr = server.addr();
-        let route = || ToApi(Matched { route: Arc::new(Route::default()), service: service(), path: None });
-        server.start(&upstreams, &drain, route).unwrap();
-        Self { addr, upstreams, trigger }
-    }
-
-    /// Sends one request on a connection of its own and reads until the end.
-    async fn ask(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let _ = within(stream.read_to_end(&mut answer)).await;
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    async fn get(&self) -> String {
-        self.ask("GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await
-    }
-
-    async fn post(&self, key: &str) -> String {
-        let head = format!("POST /x HTTP/1.1\r\nhost: a\r\n{key}content-length: 3\r\nconnection: close\r\n\r\nabc");
-        self.ask(&head).await
-    }
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("hangs")
-}
-
-/// An upstream: `serve` gets each connection and its number.
-async fn upstream<F, T>(serve: F) -> SocketAddr
-where
-    F: Fn(TcpStream, usize) -> T + Send + 'static,
-    T: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        for number in 0.. {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(serve(stream, number));
-        }
-    });
-    addr
-}
-
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
-}
-
-/// Reads one request with a body of known length; `None` when the connection has ended.
-async fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut byte = [0];
-    while !bytes.ends_with(b"\r\n\r\n") {
-        if stream.read(&mut byte).await.ok()? == 0 {
-            return None;
-        }
-        bytes.push(byte[0]);
-    }
-    let head = String::from_utf8(bytes).unwrap();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(head + &String::from_utf8(body).unwrap())
-}
-
-async fn reply(stream: &mut TcpStream, status: &str, body: &str) {
-    let text = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    let _ = stream.write_all(text.as_bytes()).await;
-}
-
-/// Answers every request with what it got.
-async fn mirror() -> SocketAddr {
-    upstream(|mut stream, _| async move {
-        while let Some(request) = read_request(&mut stream).await {
-            reply(&mut stream, "200 OK", &request).await;
-        }
-    })
-    .await
-}
-
-fn status(answer: &str) -> &str {
-    answer.get(9..12).unwrap_or("")
-}
-
-fn header<'a>(answer: &'a str, name: &str) -> &'a str {
-    let head = answer.split("\r\n\r\n").next().unwrap_or("");
-    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or("")
-}
 
 #[tokio::test]
 async fn the_last_answer_of_failed_hedges_is_passed_on_whole() {
@@ -467,6 +330,44 @@ async fn a_place_is_held_until_the_last_byte_or_the_callers_end() {
         }
     };
     within(free).await;
+}
+
+#[tokio::test]
+async fn an_adaptive_bulkhead_learns_from_answers() {
+    let (busy, idle) = (upstream_of(503).await, upstream_of(200).await);
+    let policy = serde_json::json!({
+        "retry": { "attempts": 1 },
+        "bulkhead": { "adaptive": { "algorithm": "aimd", "initial": 2 } }
+    });
+    let limit = |proxy: &Proxy| proxy.upstreams.guards()[0].bulkhead.get().unwrap().limit();
+    let proxy = Proxy::start(policy, &[busy]);
+    assert_eq!(status(&proxy.get().await), "503");
+    within(async {
+        while limit(&proxy) != 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    proxy.upstreams.publish(fleet(&[idle]));
+    within(async {
+        while limit(&proxy) == 1 {
+            proxy.get().await;
+        }
+    })
+    .await;
+}
+
+/// Answers every request with this status.
+async fn upstream_of(status: u16) -> SocketAddr {
+    upstream(move |mut stream, _| async move {
+        while read_request(&mut stream).await.is_some() {
+            let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
 }
 
 #[tokio::test]

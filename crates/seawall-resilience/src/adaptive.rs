@@ -144,7 +144,9 @@ pub enum Ended {
 /// One finished call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// How long it took.
+    /// When it began.
+    pub begun: Tick,
+    /// How long the service took; it may have held its place for longer, while its body was read.
     pub latency: Duration,
     /// How many calls were in flight when it began, it included.
     pub in_flight: u32,
@@ -248,14 +250,13 @@ impl Adaptive {
 
     /// Learns from a call that has ended `now`. Gives the limit.
     pub fn step(&mut self, sample: Sample, now: Tick) -> u32 {
-        let begun = Tick::from_nanos(now.nanos().saturating_sub(nanos(sample.latency)));
         if sample.dropped {
-            if begun >= self.decreased && self.utilised(sample.in_flight) {
+            if sample.begun >= self.decreased && self.utilised(sample.in_flight) {
                 self.bound(self.limit * BACKOFF);
                 self.decreased = now;
                 self.begin(now);
             }
-        } else if begun >= self.round.begun {
+        } else if sample.begun >= self.round.begun {
             self.round.calls += 1;
             self.round.sum += nanos(sample.latency) as f64;
             self.round.in_flight = self.round.in_flight.max(sample.in_flight);

@@ -238,8 +238,8 @@ pub struct Bulkhead {
     name: Name,
     clock: Clock,
     queue: Line<Mutex<Queue>>,
-    adaptive: Mutex<Option<Adaptive>>,
-    rejected: Counters,
+    adaptive: Line<Mutex<Option<Adaptive>>>,
+    rejected: Line<Counters>,
 }
 
 struct Limits {
@@ -271,6 +271,9 @@ pub struct Rejections {
     pub shed: u64,
 }
 
+/// No clock was read for the permit.
+const UNTIMED: Tick = Tick::from_nanos(u64::MAX);
+
 /// A place in the bulkhead, free again when dropped, even by a panic. Dropping it tells an adaptive limit nothing;
 /// [`Permit::finish`] does.
 #[must_use = "the place is free again as soon as the permit is dropped"]
@@ -278,8 +281,8 @@ pub struct Permit<B: AsRef<Bulkhead>> {
     bulkhead: B,
     /// How many places were taken when this one was, it included.
     in_flight: u32,
-    /// When it was taken; only if the limit is adaptive.
-    taken: Option<Tick>,
+    /// When it was taken; [`UNTIMED`] unless the limit is adaptive.
+    taken: Tick,
 }
 
 impl Bulkhead {
@@ -298,8 +301,8 @@ impl Bulkhead {
             name,
             clock,
             queue: Line(Mutex::new(Queue::new(config.shares))),
-            adaptive: Mutex::new(None),
-            rejected: Counters::default(),
+            adaptive: Line(Mutex::new(None)),
+            rejected: Line::default(),
         };
         bulkhead.reload(config);
         bulkhead
@@ -344,8 +347,8 @@ impl Bulkhead {
     ///
     /// # Errors
     /// [`Rejected`] with `full` or `shed` when no place came free in time, with `queue-full` when too many wait.
-    pub async fn acquire<B: AsRef<Self>>(this: B, limit: Duration) -> Result<Permit<B>, Rejected> {
-        Self::acquire_as(this, Priority::default(), limit).await
+    pub fn acquire<B: AsRef<Self>>(this: B, limit: Duration) -> impl Future<Output = Result<Permit<B>, Rejected>> {
+        Self::acquire_as(this, Priority::default(), limit)
     }
 
     /// The same for a call of any priority. Higher priorities are served first, equal ones in the order of their
@@ -524,9 +527,9 @@ impl Bulkhead {
     #[cold]
     fn reject(&self, reason: Reason) -> Rejected {
         let counter = match reason {
-            Reason::Shed => &self.rejected.shed,
-            Reason::QueueFull => &self.rejected.queue_full,
-            _ => &self.rejected.full,
+            Reason::Shed => &self.rejected.0.shed,
+            Reason::QueueFull => &self.rejected.0.queue_full,
+            _ => &self.rejected.0.full,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         Rejected::new(PolicyName::Bulkhead, self.name, reason)
@@ -536,7 +539,7 @@ impl Bulkhead {
     /// there are fewer places than calls, nobody enters until enough have left. Those who wait keep the wait that they
     /// began with. An adaptive limit that stays adaptive by the same algorithm keeps what it has found.
     pub fn reload(&self, config: Config) {
-        let mut adaptive = lock(&self.adaptive);
+        let mut adaptive = lock(&self.adaptive.0);
         let places = match (&mut *adaptive, config.adaptive) {
             (Some(found), Some(wanted)) if found.algorithm() == wanted.algorithm => found.reload(wanted),
             (found, wanted) => {
@@ -556,7 +559,7 @@ impl Bulkhead {
     /// Changes the number of places, 1 to [`MAX`], as [`Bulkhead::reload`] does. An adaptive limit goes on from there,
     /// within its bounds.
     pub fn resize(&self, places: u32) {
-        let mut adaptive = lock(&self.adaptive);
+        let mut adaptive = lock(&self.adaptive.0);
         let places = adaptive.as_mut().map_or(places, |adaptive| adaptive.set(places));
         self.set_places(places);
         drop(adaptive);
@@ -575,10 +578,10 @@ impl Bulkhead {
 
     /// Shows a finished call to the adaptive limit. If another thread does so at the same moment, this one is skipped:
     /// the algorithms live on averages, and nobody should wait for them.
-    fn learn(&self, sample: Sample) {
-        let Ok(mut adaptive) = self.adaptive.try_lock() else { return };
+    fn learn(&self, sample: Sample, now: Tick) {
+        let Ok(mut adaptive) = self.adaptive.0.try_lock() else { return };
         let Some(found) = adaptive.as_mut() else { return };
-        let places = found.step(sample, self.clock.precise());
+        let places = found.step(sample, now);
         if places != self.limit() {
             self.set_places(places);
             drop(adaptive);
@@ -609,9 +612,9 @@ impl Bulkhead {
     /// How many calls were turned away.
     pub fn rejections(&self) -> Rejections {
         Rejections {
-            full: self.rejected.full.load(Ordering::Relaxed),
-            queue_full: self.rejected.queue_full.load(Ordering::Relaxed),
-            shed: self.rejected.shed.load(Ordering::Relaxed),
+            full: self.rejected.0.full.load(Ordering::Relaxed),
+            queue_full: self.rejected.0.queue_full.load(Ordering::Relaxed),
+            shed: self.rejected.0.shed.load(Ordering::Relaxed),
         }
     }
 }
@@ -637,7 +640,7 @@ impl<B: AsRef<Bulkhead>> Permit<B> {
     #[inline]
     fn new(bulkhead: B, in_flight: u32) -> Self {
         let this = bulkhead.as_ref();
-        let taken = this.limits.adaptive.load(Ordering::Relaxed).then(|| this.clock.precise());
+        let taken = if this.limits.adaptive.load(Ordering::Relaxed) { this.clock.precise() } else { UNTIMED };
         Self { bulkhead, in_flight, taken }
     }
 
@@ -645,11 +648,11 @@ impl<B: AsRef<Bulkhead>> Permit<B> {
     /// took; by default the time since the permit was given.
     pub fn finish(self, ended: Ended, took: Option<Duration>) {
         let this = self.bulkhead.as_ref();
-        if let Some(taken) = self.taken
-            && ended != Ended::Ignored
-        {
-            let latency = took.unwrap_or_else(|| this.clock.precise().since(taken));
-            this.learn(Sample { latency, in_flight: self.in_flight, dropped: ended == Ended::Dropped });
+        if self.taken != UNTIMED && ended != Ended::Ignored {
+            let now = this.clock.precise();
+            let latency = took.unwrap_or_else(|| now.since(self.taken));
+            let dropped = ended == Ended::Dropped;
+            this.learn(Sample { begun: self.taken, latency, in_flight: self.in_flight, dropped }, now);
         }
     }
 }

@@ -64,7 +64,7 @@ impl ConfigError {
         }
         let count = self.mistakes.len();
         let plural = if count == 1 { "" } else { "s" };
-        text + &format!("{}: {count} mistake{plural}; nothing was started\n", self.name)
+        text + &format!("{}: {count} mistake{plural}; nothing was done\n", self.name)
     }
 
     fn bytes(&self, range: &Range<usize>) -> Range<usize> {

@@ -8,5 +8,6 @@ mod control;
 mod fleet;
 mod hosts;
 mod orders;
+mod policies;
 mod saga;
 mod support;

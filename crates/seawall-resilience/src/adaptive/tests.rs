@@ -86,7 +86,8 @@ impl Simulation {
                 since = self.now;
             }
             let latency = Duration::from_nanos(self.now - begun);
-            limit = self.limit.step(Sample { latency, in_flight, dropped }, Tick::from_nanos(self.now));
+            let sample = Sample { begun: Tick::from_nanos(begun), latency, in_flight, dropped };
+            limit = self.limit.step(sample, Tick::from_nanos(self.now));
         }
         area / (since - half) as f64
     }
@@ -152,21 +153,26 @@ fn config(algorithm: Algorithm) -> Config {
     Config { algorithm, min: 2, max: 100, initial: 20, latency: Some(Period::millis(50)) }
 }
 
-fn sample(millis: u64, in_flight: u32) -> Sample {
-    Sample { latency: Duration::from_millis(millis), in_flight, dropped: false }
+/// A call that ends `now`.
+fn sample(now: Tick, millis: u64, in_flight: u32) -> Sample {
+    let latency = Duration::from_millis(millis);
+    let begun = Tick::from_nanos(now.nanos().saturating_sub(nanos(latency)));
+    Sample { begun, latency, in_flight, dropped: false }
 }
 
 #[test]
 fn calls_that_were_under_way_together_take_a_tenth_off_once() {
     for algorithm in ALL {
         let mut limit = Adaptive::new(config(algorithm));
-        let dropped = Sample { dropped: true, ..sample(100, 20) };
-        let now = Tick::from_millis(1000);
-        assert_eq!((0..20).map(|_| limit.step(dropped, now)).last(), Some(18), "{algorithm:?}");
-        assert_eq!(limit.step(dropped, now + Duration::from_millis(99)), 18, "it began before the decrease");
-        assert_eq!(limit.step(dropped, now + Duration::from_millis(100)), 16);
-        let idle = Sample { dropped: true, ..sample(100, 7) };
-        assert_eq!(limit.step(idle, now + Duration::from_secs(9)), 16, "too few in flight to be the cause");
+        let dropped = |now, in_flight| Sample { dropped: true, ..sample(now, 100, in_flight) };
+        let mut now = Tick::from_millis(1000);
+        assert_eq!((0..20).map(|_| limit.step(dropped(now, 20), now)).last(), Some(18), "{algorithm:?}");
+        now += Duration::from_millis(99);
+        assert_eq!(limit.step(dropped(now, 20), now), 18, "it began before the decrease");
+        now += Duration::from_millis(1);
+        assert_eq!(limit.step(dropped(now, 20), now), 16);
+        now += Duration::from_secs(9);
+        assert_eq!(limit.step(dropped(now, 7), now), 16, "too few in flight to be the cause");
     }
 }
 
@@ -179,7 +185,7 @@ fn an_idle_limit_stands_still() {
         for latency in [1, 90] {
             for _ in 0..2000 {
                 now += Duration::from_millis(200);
-                seen.push(limit.step(sample(latency, 4), now));
+                seen.push(limit.step(sample(now, latency, 4), now));
             }
         }
         // A probe halves it for a round.
@@ -197,7 +203,8 @@ fn it_stays_within_its_bounds_whatever_it_is_told() {
         for _ in 0..50_000 {
             now += Duration::from_micros(random.u64(0..5000));
             let latency = Duration::from_nanos(random.u64(0..200_000_000) * random.u64(0..=1));
-            let sample = Sample { latency, in_flight: random.u32(0..200), dropped: random.u8(0..50) == 0 };
+            let (in_flight, dropped) = (random.u32(0..200), random.u8(0..50) == 0);
+            let sample = Sample { begun: now, latency, in_flight, dropped };
             assert!((2..=100).contains(&limit.step(sample, now)));
         }
         assert_eq!(limit.set(1_000_000), 100);

@@ -280,7 +280,14 @@ fn an_adaptive_limit_learns_from_what_is_finished() {
     bulkhead.reload(Config { adaptive: None, ..config });
     assert_eq!(bulkhead.limit(), 7);
     let permit = Bulkhead::try_acquire(&bulkhead).unwrap();
-    assert_eq!(permit.taken, None, "no clock is read");
+    assert_eq!(permit.taken, UNTIMED, "no clock is read");
+}
+
+#[test]
+fn what_a_call_carries_is_small() {
+    let bulkhead = bulkhead_std(1, Duration::ZERO);
+    assert_eq!(size_of::<Permit<&Bulkhead>>(), 24);
+    assert!(size_of_val(&Bulkhead::acquire(&*bulkhead, LONG)) <= 64);
 }
 
 #[test]

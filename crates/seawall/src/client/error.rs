@@ -162,7 +162,7 @@ impl Error {
 
 impl From<CallError> for Error {
     fn from(CallError(rejection): CallError) -> Self {
-        let Rejection { reason, service, detail, retry_after, sent } = rejection;
+        let Rejection { reason, service, detail, retry_after, sent, retries_left: _ } = rejection;
         match reason {
             Reason::BadRequest | Reason::SlowClient | Reason::NoRoute => {
                 Self::Request { target: service.to_string(), detail, sent }

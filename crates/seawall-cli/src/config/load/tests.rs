@@ -85,3 +85,62 @@ fn not_yaml_is_said_so() {
     let found = mistakes("control: [\n");
     assert!(found[0].2.contains("not YAML"), "{found:?}");
 }
+
+/// The policies of the document's chapter about them.
+fn documented_policies() -> Vec<seawall_resilience::Policies> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let chapter = text.split("\n## ").find(|chapter| chapter.starts_with("policies\n")).unwrap();
+    let blocks = chapter.split("```yaml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks.map(|yaml| read(yaml, std::iter::empty()).unwrap().policies).collect()
+}
+
+fn absent(value: &serde_json::Value, path: &str, found: &mut std::collections::BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().for_each(|(key, below)| {
+            absent(below, format!("{path}.{key}").trim_start_matches('.'), found);
+        }),
+        serde_json::Value::Null => drop(found.insert(path.to_owned())),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_document_has_every_key_of_a_policy() {
+    let policies = documented_policies();
+    let all = policies.iter().flat_map(|policies| policies.0.values());
+    let missing = all
+        .map(|policy| {
+            let mut found = std::collections::BTreeSet::new();
+            absent(&serde_json::to_value(policy).unwrap(), "", &mut found);
+            found
+        })
+        .reduce(|one, other| one.intersection(&other).cloned().collect())
+        .unwrap();
+    assert!(missing.is_empty(), "docs/configuration.md says nothing of {missing:?}");
+}
+
+#[test]
+fn the_document_has_the_defaults_of_a_policy() {
+    let switched_on = |policy: &seawall_resilience::PolicyConfig| {
+        let mut policy = policy.clone();
+        policy.rate_limit.rate = "100/s".parse().ok();
+        policy.hedge.enabled = Some(true);
+        policy.throttle.enabled = Some(true);
+        policy.chaos.seed = Some(1);
+        policy.chaos.latency.share = "1%".parse().ok();
+        policy
+    };
+    let written = documented_policies()[0].0["default"].clone();
+    let nothing = seawall_resilience::PolicyConfig::default();
+    assert_eq!(written.complete(), nothing.complete());
+    assert_eq!(switched_on(&written).complete(), switched_on(&nothing).complete());
+    // An adaptive bulkhead takes its first size and its queue from the others, so these must not be there.
+    let adaptive = |policy: &seawall_resilience::PolicyConfig| {
+        let mut policy = policy.clone();
+        policy.bulkhead.adaptive.enabled = Some(true);
+        (policy.bulkhead.concurrent, policy.bulkhead.queue) = (None, None);
+        policy.complete().bulkhead
+    };
+    assert_eq!(adaptive(&written), adaptive(&nothing));
+}

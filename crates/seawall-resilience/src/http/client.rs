@@ -1,0 +1,112 @@
+//! HTTP calls of a client under a guard.
+
+use std::future::Future;
+
+use http::{Response, StatusCode};
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::{GuardedBody, Held, retry_after};
+use crate::layer::{Classify, Usual};
+use crate::retry::{self, Decision};
+use crate::{CallError, Deadline, Guard, Priority, deadline};
+
+/// What of HTTP is worth another attempt: what [`retry::failures`] says of errors, and the answers 502, 503 and 504, after
+/// the time that they ask for. Only for calls that may be done twice.
+pub fn failures<B, E>(result: &Result<Response<B>, CallError<E>>) -> Decision {
+    match result {
+        Ok(response) => match response.status() {
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Decision::Again { after: retry_after(response.headers()) }
+            }
+            _ => Decision::Stop,
+        },
+        Err(_) => retry::failures(result),
+    }
+}
+
+/// Makes an HTTP call under all policies of `guard`, as [`Guard::call`] does, where the answer's head, body and trailers
+/// say how it went: what the call holds is given back when the body has ended. `make(1)` makes the first attempt,
+/// `again` says what is repeated: [`failures`], if the call may be done twice.
+///
+/// `make` may tell the next hop of deadline and chain by [`pass_on`](super::pass_on). The time limits end with the head;
+/// a body that stops midway is the reader's to give up.
+///
+/// With reqwest (see `examples/reqwest.rs`):
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use seawall_resilience::{CallError, Guard, http};
+/// # async fn fetch(client: reqwest::Client, guard: Arc<Guard>, url: &str) -> Result<(), CallError<reqwest::Error>> {
+/// let attempt = |_| async { client.get(url).send().await.map(::http::Response::from) };
+/// let response = http::call(&guard, attempt, http::failures).await?;
+/// let response = reqwest::Response::from(response.map(reqwest::Body::wrap));
+/// # Ok(()) }
+/// ```
+///
+/// Cancel safe: a dropped future gives back exactly what it took.
+///
+/// # Errors
+/// As for [`Guard::call`]. An answer of any status is `Ok`.
+pub async fn call<G, F, A, B, E, D>(guard: &G, make: F, again: D) -> Result<Response<GuardedBody<B>>, CallError<E>>
+where
+    G: AsRef<Guard> + Clone + Send + Sync + 'static,
+    F: Fn(u32) -> A,
+    A: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+    D: FnMut(&Result<Response<GuardedBody<B>>, CallError<E>>) -> Decision,
+{
+    let policies = guard.as_ref();
+    let deadline = policies.timeout.deadline();
+    let whole = async {
+        if let Some(limiter) = policies.rate_limit.get() {
+            limiter.acquire(deadline.left()).await?;
+        }
+        let until = policies.clock().precise() + deadline.left();
+        let make = &make;
+        let number = async |number| match policies.hedge.get() {
+            None => attempt(guard, number, make, deadline).await,
+            Some(hedge) => Box::pin(hedge.call(|beside| attempt(guard, number + beside - 1, make, deadline))).await,
+        };
+        policies.retry.call(Some(until), number, again).await
+    };
+    policies.timeout.total(deadline, deadline::scope(deadline, whole)).await?
+}
+
+async fn attempt<G, F, A, B, E>(
+    guard: &G,
+    number: u32,
+    make: &F,
+    deadline: Deadline,
+) -> Result<Response<GuardedBody<B>>, CallError<E>>
+where
+    G: AsRef<Guard> + Clone + Send + Sync + 'static,
+    F: Fn(u32) -> A,
+    A: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    let policies = guard.as_ref();
+    let mut held = Held::admit(guard, Priority::default(), deadline.left(), 0).await?;
+    held.begin();
+    let begun = Instant::now();
+    let call = async {
+        let trouble = policies.chaos.decide();
+        if let Some(delay) = trouble.delay {
+            tokio::time::sleep(delay).await;
+        }
+        // Nobody knows how to put a status in a body of this kind: it is a fault like the other.
+        if trouble.fault || trouble.status.is_some() {
+            return Err(policies.chaos.fault().into());
+        }
+        make(number).await.map_err(CallError::Inner)
+    };
+    let result = policies.timeout.attempt(deadline, call).await.unwrap_or_else(|rejected| Err(rejected.into()));
+    match result {
+        Ok(response) => Ok(held.answered(response, begun.elapsed())),
+        Err(error) => {
+            let failed = Err(error);
+            held.finish(Usual.classify(&failed));
+            failed
+        }
+    }
+}
