@@ -62,7 +62,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline(always)]
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         let inner = &mut self.inner;
         BreakerFuture { call: Call::new(self.breaker.clone(), || inner.call(request), self.classify.clone()) }
