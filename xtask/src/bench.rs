@@ -1,15 +1,16 @@
-//! Benchmarks beside the peers: real processes, in turns, in one run; medians with minimum and maximum.
+//! Benchmarks beside the peers: in turns, in one run; medians with minimum and maximum.
 //!
-//! The measure is the processor time that a proxy spends on a request: on a small, shared machine it is steadier than
-//! requests per second, which also measure the load generator. A figure from another run or machine compares to nothing.
+//! The measure of the proxies, real processes all, is the processor time that one spends on a request: on a small, shared
+//! machine it is steadier than requests per second, which also measure the load generator. That of the policies is the
+//! time of a call, from samples that nothing disturbed. A figure from another run or machine compares to nothing.
 
 mod noise;
 mod proxy;
+mod resilience;
 mod table;
 
 use std::io::Write as _;
 
-use crate::process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -18,27 +19,15 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Name {
     /// The gateway beside nginx and HAProxy, as a plain HTTP/1.1 proxy.
     Proxy,
-    /// A call under each policy beside tower's layers, tower-resilience, recloser and failsafe, in one process.
+    /// The policies beside tower's layers, tower-resilience, recloser and failsafe, in one process.
     Resilience,
 }
 
 pub(crate) fn run(name: Name, rounds: usize, seconds: u64) -> anyhow::Result<()> {
     match name {
         Name::Proxy => proxy::run(rounds.max(1), seconds.max(1)),
-        Name::Resilience => resilience(rounds.max(1)),
+        Name::Resilience => resilience::run(rounds.max(1)),
     }
-}
-
-/// The peers are many crates, so this is a workspace of its own, built only here.
-fn resilience(rounds: usize) -> anyhow::Result<()> {
-    let (root, target) = (process::root(), process::root().join("target/bench-resilience"));
-    let manifest = root.join("benches/resilience/Cargo.toml").display().to_string();
-    let target = target.display().to_string();
-    let words = ["build", "--release", "--locked", "--manifest-path", &manifest, "--target-dir", &target];
-    process::run("cargo", &words)?;
-    std::fs::create_dir_all(root.join("target/bench"))?;
-    let file = root.join("target/bench/resilience.json").display().to_string();
-    process::run(&format!("{target}/release/bench-resilience"), &[&rounds.to_string(), &file])
 }
 
 /// A server that costs as little as can be: every request, whatever it asks, gets the same kilobyte.

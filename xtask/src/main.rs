@@ -40,7 +40,7 @@ enum Command {
         /// How many rounds; each runs every case once, in turns.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Seconds per case and round, for the proxy.
+        /// Seconds per case and round; the policies have samples instead.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },

@@ -75,7 +75,9 @@ fn documents_name_what_exists() {
         let text = std::fs::read_to_string(&document).unwrap_or_else(|_| panic!("{} is missing", document.display()));
         for quoted in text.split('`').skip(1).step_by(2) {
             let is_path = quoted.contains('/')
-                && ["crates/", "xtask/", "examples/", "docs/", ".ci/"].iter().any(|front| quoted.starts_with(front))
+                && ["crates/", "xtask/", "examples/", "benches/", "docs/", ".ci/"]
+                    .iter()
+                    .any(|front| quoted.starts_with(front))
                 && !quoted.contains([' ', '*', '<', '{']);
             if is_path {
                 let path = quoted.split('#').next().unwrap_or(quoted);
@@ -130,7 +132,7 @@ fn crates_are_uniform() {
         let manifest = std::fs::read_to_string(dir.join("Cargo.toml")).unwrap();
         assert!(manifest.contains("[lints]\nworkspace = true"), "{name} does not inherit the lints");
     }
-    let mut next = vec![root().join("crates"), root().join("xtask"), root().join("examples")];
+    let mut next = vec![root().join("crates"), root().join("xtask"), root().join("examples"), root().join("benches")];
     while let Some(dir) = next.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();

@@ -1,159 +1,87 @@
-//! What a call costs under each policy of ours, and under those of the peers, in one process.
-//!
-//! Every subject gives a runner that makes so many calls, all on one instance of the policy: one runner for one thread,
-//! two for two threads that meet at a barrier. The subjects take turns, round after round. A sample in which a thread
-//! lost its core (its processor time is less than the time that passed) is taken again, up to a limit.
+//! `resilience-bench [ROUNDS [PART]]`: nanoseconds of a call, one thread and two, as lines of JSON. With a part of a name,
+//! only the subjects that have it in theirs.
 
-mod subjects;
-mod table;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use std::hint::black_box;
-use std::pin::pin;
-use std::sync::{Arc, Barrier};
-use std::task::{Context, Poll, Waker};
-use std::time::Instant;
-
+use resilience_bench::sampler::{Bench, Pair};
+use resilience_bench::{Line, subjects};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
-use tokio::runtime::Handle;
-use tower::Service;
 
-/// Makes so many calls.
-pub(crate) type Runner = Box<dyn FnMut(u64) + Send>;
+/// Samples of a subject in a round.
+const SAMPLES: usize = 60;
 
-/// Something that is measured.
-pub(crate) struct Subject {
-    pub(crate) name: &'static str,
-    /// What it is compared with: `bare`, or a peer's row.
-    pub(crate) ours: bool,
-    /// The most nanoseconds that it should cost on one thread and on two, where there is such an aim.
-    pub(crate) aim: (Option<f64>, Option<f64>),
-    /// A runner more, on the same instance.
-    pub(crate) runner: Box<dyn Fn() -> Runner>,
-}
-
-/// Calls in a sample, samples in a round, and how many may be taken again.
-const CALLS: u64 = 20_000;
-const SAMPLES: usize = 40;
-const AGAIN: usize = 40;
-
-/// The figures of one subject.
-#[derive(Default)]
-pub(crate) struct Figures {
-    pub(crate) one: Vec<f64>,
-    pub(crate) two: Vec<f64>,
-    pub(crate) allocations: f64,
-    pub(crate) disturbed: usize,
-}
-
-fn main() {
-    let mut words = std::env::args().skip(1);
-    let rounds: usize = words.next().and_then(|word| word.parse().ok()).unwrap_or(5);
-    let file = words.next();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+fn main() -> anyhow::Result<()> {
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(5), |text| text.parse())?;
+    let runtime = resilience_bench::runtime()?;
     let _entered = runtime.enter();
-    let subjects = subjects::all();
-    let mut figures: Vec<Figures> = subjects.iter().map(|_| Figures::default()).collect();
-    for round in 0..rounds {
-        for (subject, figures) in subjects.iter().zip(&mut figures) {
-            eprint!("\rround {} of {rounds}: {:<48}", round + 1, subject.name);
-            measure_one(subject, figures);
-            measure_two(subject, figures, runtime.handle());
-        }
-    }
-    eprintln!();
-    table::print(&subjects, &figures);
-    if let Some(file) = file {
-        std::fs::write(&file, table::json(&subjects, &figures)).expect("the file can be written");
-        println!("\nwritten to {file}");
-    }
-}
-
-/// Nanoseconds a call, unless the thread lost its core.
-fn sample(runner: &mut Runner) -> Option<f64> {
-    let processor = thread_nanos();
-    let began = Instant::now();
-    runner(CALLS);
-    let wall = began.elapsed().as_nanos() as f64;
-    let used = thread_nanos().saturating_sub(processor) as f64;
-    (used >= 0.97 * wall).then_some(wall / CALLS as f64)
-}
-
-fn thread_nanos() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-fn measure_one(subject: &Subject, figures: &mut Figures) {
-    let mut runner = (subject.runner)();
-    runner(CALLS);
-    let counted = allocation_counter::measure(|| runner(1000));
-    figures.allocations = counted.count_total as f64 / 1000.0;
-    let mut taken = 0;
-    for _ in 0..SAMPLES + AGAIN {
-        match sample(&mut runner) {
-            Some(nanos) => {
-                figures.one.push(nanos);
-                taken += 1;
-            }
-            None => figures.disturbed += 1,
-        }
-        if taken == SAMPLES {
-            break;
-        }
-    }
-}
-
-fn measure_two(subject: &Subject, figures: &mut Figures, handle: &Handle) {
-    let barrier = Arc::new(Barrier::new(2));
-    let all = sched_getaffinity(None).expect("the cores of this thread");
-    let run = |mut runner: Runner, core: usize| {
-        let (barrier, handle, all) = (barrier.clone(), handle.clone(), all);
-        move || {
-            let _entered = handle.enter();
-            // A core each: together on one they would take turns, and nothing would be shared.
-            let mut only = CpuSet::new();
-            only.set((0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).nth(core).expect("two cores"));
-            sched_setaffinity(None, &only).expect("a core of its own");
-            let samples = (0..SAMPLES + AGAIN).map(|_| {
-                barrier.wait();
-                sample(&mut runner)
+    let part = std::env::args().nth(2).unwrap_or_default();
+    let mut subjects = subjects();
+    subjects.retain(|subject| subject.name.contains(&part));
+    let mut benches: Vec<Bench> = subjects.iter().map(Bench::alone).collect();
+    let calls: Vec<u64> = benches.iter().map(Bench::calls).collect();
+    let pair = Pair::default();
+    std::thread::scope(|scope| {
+        let threads = [0, 1].map(|me| {
+            let (begin, begun) = channel::<()>();
+            let (ended, end) = channel::<Vec<Line<'static>>>();
+            let (subjects, calls, pair) = (&subjects, &calls, &pair);
+            scope.spawn(move || {
+                let runtime = resilience_bench::runtime()?;
+                let _entered = runtime.enter();
+                pin(me)?;
+                let both = subjects.iter().zip(calls).filter(|(subject, _)| subject.shared);
+                let benches = both.map(|(subject, calls)| Bench::one_of_two(subject, *calls)).collect();
+                one_of_two(benches, pair, me, &begun, &ended);
+                anyhow::Ok(())
             });
-            samples.collect::<Vec<_>>()
+            (begin, end)
+        });
+        for round in 1..=rounds {
+            eprintln!("round {round} of {rounds}: one thread");
+            for _ in 0..SAMPLES {
+                benches.iter_mut().for_each(Bench::sample);
+            }
+            for bench in &mut benches {
+                bench.finish(1).write()?;
+            }
+            eprintln!("round {round} of {rounds}: two threads");
+            threads.iter().try_for_each(|(begin, _)| begin.send(()))?;
+            let lines = threads.iter().map(|(_, end)| end.recv()).collect::<Result<Vec<_>, _>>()?;
+            // Both have the same.
+            lines.into_iter().take(1).flatten().try_for_each(|line| line.write())?;
         }
-    };
-    let (mut first, second) = (run((subject.runner)(), 0), run((subject.runner)(), 1));
-    let (first, second) = std::thread::scope(|scope| {
-        let other = scope.spawn(second);
-        (first(), other.join().expect("a runner does not panic"))
-    });
-    sched_setaffinity(None, &all).expect("all cores again");
-    for pair in first.into_iter().zip(second) {
-        match pair {
-            (Some(one), Some(other)) => figures.two.push((one + other) / 2.0),
-            _ => figures.disturbed += 1,
-        }
-    }
+        Ok(())
+    })
 }
 
-/// One call of a tower service, from readiness to result; nothing of it can be left out by the compiler.
-pub(crate) fn drive<S: Service<u64>>(service: &mut S, request: u64) {
-    let mut cx = Context::from_waker(Waker::noop());
-    let service = black_box(service);
-    while service.poll_ready(&mut cx).is_pending() {
-        std::hint::spin_loop();
-    }
-    finish(service.call(black_box(request)), &mut cx);
-}
-
-/// Polls a future until it is done; a peer's lock may have it wait.
-pub(crate) fn finish<F: Future>(future: F, cx: &mut Context<'_>) {
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(result) = future.as_mut().poll(cx) {
-            black_box(result);
+/// One of the two threads, round after round.
+fn one_of_two(
+    mut benches: Vec<Bench>,
+    pair: &Pair,
+    me: usize,
+    begun: &Receiver<()>,
+    ended: &Sender<Vec<Line<'static>>>,
+) {
+    while begun.recv().is_ok() {
+        for _ in 0..SAMPLES {
+            for bench in &mut benches {
+                bench.sample_of_two(pair, me);
+            }
+        }
+        let lines = benches.iter_mut().map(|bench| bench.finish(2)).collect();
+        if ended.send(lines).is_err() {
             return;
         }
-        std::hint::spin_loop();
     }
+}
+
+/// Gives this thread a core of its own, so that the two never share one.
+fn pin(me: usize) -> anyhow::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let core = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).nth(me);
+    let core = core.ok_or_else(|| anyhow::anyhow!("two threads need two cores"))?;
+    let mut only = CpuSet::new();
+    only.set(core);
+    sched_setaffinity(None, &only)?;
+    Ok(())
 }

@@ -205,6 +205,19 @@ struct Tally {
     would: AtomicBool,
 }
 
+/// Why a call is turned away; small, because every future has room for it.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    reason: Reason,
+    /// Microseconds until it is worth trying again.
+    left: u64,
+}
+
+impl Refused {
+    /// Nobody knows when.
+    const UNKNOWN: u64 = u64::MAX;
+}
+
 /// The end of a wait that has none.
 const FOREVER: u64 = (1 << 48) - 1;
 
@@ -244,7 +257,7 @@ impl Breaker {
     #[inline]
     pub fn try_acquire<B: AsRef<Self>>(this: B) -> Result<Permit<B>, Rejected> {
         let breaker = this.as_ref();
-        let epoch = breaker.admit(|| breaker.clock.now())?;
+        let epoch = breaker.admit(|| breaker.clock.now()).map_err(|refused| breaker.rejected(refused))?;
         let started = breaker.clock.now().nanos();
         Ok(Permit { breaker: this, epoch, settled: false, started })
     }
@@ -254,18 +267,23 @@ impl Breaker {
     /// # Errors
     /// As there.
     pub fn try_acquire_at<B: AsRef<Self>>(this: B, now: Tick) -> Result<Permit<B>, Rejected> {
-        let epoch = this.as_ref().admit(|| now)?;
+        let breaker = this.as_ref();
+        let epoch = breaker.admit(|| now).map_err(|refused| breaker.rejected(refused))?;
         Ok(Permit { breaker: this, epoch, settled: false, started: now.nanos() })
     }
 
     /// A permit whose clock starts only when the call turns out to last: a call that is ready at once pays for no
     /// reading of the clock, unless slow calls are watched.
-    #[inline]
-    fn acquire_lazily<B: AsRef<Self>>(this: B) -> Result<Permit<B>, Rejected> {
+    #[inline(always)]
+    fn acquire_lazily<B: AsRef<Self>>(this: B) -> Result<Permit<B>, (B, Refused)> {
         let breaker = this.as_ref();
-        let epoch = breaker.admit(|| breaker.clock.now())?;
-        let started = if breaker.hot.0.has(WATCHES_SLOW) { breaker.clock.now().nanos() } else { UNSTARTED };
-        Ok(Permit { breaker: this, epoch, settled: false, started })
+        match breaker.admit(|| breaker.clock.now()) {
+            Ok(epoch) => {
+                let started = if breaker.hot.0.has(WATCHES_SLOW) { breaker.clock.now().nanos() } else { UNSTARTED };
+                Ok(Permit { breaker: this, epoch, settled: false, started })
+            }
+            Err(refused) => Err((this, refused)),
+        }
     }
 
     /// Makes a call under the breaker: `Ok` is a success, `Err` a failure.
@@ -298,34 +316,33 @@ impl Breaker {
     /// # Errors
     /// As for [`Breaker::call`].
     pub fn call_blocking<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, CallError<E>> {
-        let permit = Self::acquire_lazily(self)?;
+        let permit = Self::acquire_lazily(self).map_err(|(_, refused)| self.rejected(refused))?;
         let result = call();
         permit.finish(outcome(&result));
         result.map_err(CallError::Inner)
     }
 
-    #[inline]
-    fn admit(&self, now: impl FnOnce() -> Tick) -> Result<u32, Rejected> {
+    #[inline(always)]
+    fn admit(&self, now: impl FnOnce() -> Tick) -> Result<u32, Refused> {
         let control = Control::unpack(self.hot.0.control.load(Ordering::Acquire));
         match control.state {
             State::Closed | State::Disabled | State::MetricsOnly => Ok(control.epoch),
             State::Open => self.admit_open(now()),
-            State::HalfOpen => self.admit_probe(now()),
-            State::ForcedOpen => Err(self.reject(Reason::ForcedOpen, None)),
+            State::HalfOpen | State::ForcedOpen => self.admit_probe(now()),
         }
     }
 
     #[inline]
-    fn admit_open(&self, now: Tick) -> Result<u32, Rejected> {
+    fn admit_open(&self, now: Tick) -> Result<u32, Refused> {
         match self.left(now) {
             0 => self.admit_probe(now),
-            left => Err(self.reject(Reason::Open, Some(Duration::from_micros(left)))),
+            left => Err(self.reject(Reason::Open, Some(left))),
         }
     }
 
-    /// The cold part: the wait is over, or it is half open.
+    /// The cold part: the wait is over, it is half open, or somebody has forced it.
     #[cold]
-    fn admit_probe(&self, now: Tick) -> Result<u32, Rejected> {
+    fn admit_probe(&self, now: Tick) -> Result<u32, Refused> {
         let config = self.config.load();
         let mut word = self.hot.0.control.load(Ordering::Acquire);
         loop {
@@ -336,7 +353,7 @@ impl Breaker {
                 State::ForcedOpen => return Err(self.reject(Reason::ForcedOpen, None)),
                 State::Open => match self.left(now) {
                     0 => first,
-                    left => return Err(self.reject(Reason::Open, Some(Duration::from_micros(left)))),
+                    left => return Err(self.reject(Reason::Open, Some(left))),
                 },
                 State::HalfOpen if control.stage > 0 => {
                     let one_in = RAMP[usize::from(control.stage) - 1];
@@ -356,8 +373,7 @@ impl Breaker {
                 State::HalfOpen => match (config.probe_lease, self.left(now)) {
                     (Some(_), 0) => first,
                     (lease, left) => {
-                        let retry_after = lease.map(|_| Duration::from_micros(left));
-                        return Err(self.reject(Reason::HalfOpen, retry_after));
+                        return Err(self.reject(Reason::HalfOpen, lease.map(|_| left)));
                     }
                 },
             };
@@ -411,39 +427,48 @@ impl Breaker {
         let _ = self.hot.0.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 
-    /// Takes the result of a call that was admitted in `epoch`.
-    #[inline]
-    fn observe(&self, epoch: u32, started: u64, report: &Report, now: impl Fn() -> Tick) {
+    /// Takes the result of a call that was admitted in `epoch`, at a time that the caller knows or now.
+    ///
+    /// The report goes to the cold parts by value: a reference would have it written out for every call.
+    #[inline(always)]
+    fn observe(&self, epoch: u32, started: u64, report: Report, at: Option<Tick>) {
         let hot = &self.hot.0;
-        let control = Control::unpack(hot.control.load(Ordering::Acquire));
+        let word = hot.control.load(Ordering::Acquire);
         let flags = hot.flags.load(Ordering::Relaxed);
-        let usual = control.epoch == epoch && control.state == State::Closed && report.outcome == Outcome::Success;
+        let usual = Control::is_closed_in(word, epoch) && report.outcome == Outcome::Success;
         if !usual || flags & VERBOSE != 0 {
-            return self.observe_unusual(control, epoch, started, report, &now);
+            return self.observe_unusual(word, epoch, started, report, at);
         }
         let shape = hot.shape.load(Ordering::Relaxed);
-        let mut time = None;
-        let mut now = || *time.get_or_insert_with(&now);
-        let slow = flags & WATCHES_SLOW != 0 && took(report, started, &mut now) > hot.slow.load(Ordering::Relaxed);
-        let look = self.record(shape, false, slow, &mut now) | slow | (flags & PENDING != 0);
-        if look {
-            let now = now();
-            if slow {
-                self.remember(report, started, now);
-            }
-            self.judge(epoch, now);
+        let mut time = at;
+        let mut now = || *time.get_or_insert_with(|| self.clock.now());
+        let slow = flags & WATCHES_SLOW != 0 && took(&report, started, &mut now) > hot.slow.load(Ordering::Relaxed);
+        if slow {
+            return self.observe_slow(shape, epoch, started, report, now());
+        }
+        if self.record(shape, false, false, &mut now) | (flags & PENDING != 0) {
+            self.judge(epoch, now());
         }
     }
 
+    /// A success that took too long.
     #[cold]
-    fn observe_unusual(&self, control: Control, epoch: u32, started: u64, report: &Report, now: &dyn Fn() -> Tick) {
+    fn observe_slow(&self, shape: u64, epoch: u32, started: u64, report: Report, now: Tick) {
+        self.record_unusual(shape, false, true, now);
+        self.remember(&report, started, now);
+        self.judge(epoch, now);
+    }
+
+    #[cold]
+    fn observe_unusual(&self, word: u64, epoch: u32, started: u64, report: Report, at: Option<Tick>) {
+        let control = Control::unpack(word);
         if self.hot.0.has(VERBOSE) {
-            (self.listener)(&Event::Call(*report));
+            (self.listener)(&Event::Call(report));
         }
         if control.state == State::Disabled {
             return;
         }
-        let now = now();
+        let now = at.unwrap_or_else(|| self.clock.now());
         let lapsed = control.state == State::HalfOpen && self.lapse(control, &self.config.load(), now);
         if control.epoch != epoch || lapsed {
             // A late result never decides a newer state.
@@ -456,17 +481,17 @@ impl Breaker {
         }
         let failed = report.outcome == Outcome::Failure;
         let slow_after = self.hot.0.slow.load(Ordering::Relaxed);
-        let slow = slow_after != u64::MAX && took(report, started, || now) > slow_after;
+        let slow = slow_after != u64::MAX && took(&report, started, || now) > slow_after;
         if failed && let Some(after) = report.retry_after {
             self.wanted.fetch_max(micros(now + after), Ordering::AcqRel);
         }
         if failed || slow {
-            self.remember(report, started, now);
+            self.remember(&report, started, now);
         }
         match control.state {
             State::Closed | State::MetricsOnly => {
                 let shape = self.hot.0.shape.load(Ordering::Relaxed);
-                let moved = self.record(shape, failed, slow, || now);
+                let moved = self.record_unusual(shape, failed, slow, now);
                 if failed || slow || moved || self.hot.0.has(PENDING) {
                     self.judge(epoch, now);
                 }
@@ -476,8 +501,14 @@ impl Breaker {
         }
     }
 
+    /// [`Breaker::record`], away from the way of the usual calls.
+    #[cold]
+    fn record_unusual(&self, shape: u64, failed: bool, slow: bool, now: Tick) -> bool {
+        self.record(shape, failed, slow, || now)
+    }
+
     /// Counts a call in the window; answers whether the window has moved, and a verdict may have changed with it.
-    #[inline]
+    #[inline(always)]
     fn record(&self, shape: u64, failed: bool, slow: bool, now: impl FnOnce() -> Tick) -> bool {
         let size = Shape::size(shape);
         match Shape::kind(shape) {
@@ -650,13 +681,13 @@ impl Breaker {
     fn cancelled(&self, epoch: u32, started: u64) {
         if std::thread::panicking() {
             let report = Report { cause: "panicked", ..Outcome::Failure.into() };
-            return self.observe(epoch, started, &report, || self.clock.now());
+            return self.observe(epoch, started, report, None);
         }
         let config = self.config.load();
         let age = if started == UNSTARTED { 0 } else { self.clock.now().nanos().saturating_sub(started) };
         if age >= crate::clock::nanos(*config.cancelled_after) && !config.exact() {
             let report = Report { cause: "given up", ..Outcome::Failure.into() };
-            return self.observe(epoch, started, &report, || self.clock.now());
+            return self.observe(epoch, started, report, None);
         }
         self.tally.cancelled.fetch_add(1, Ordering::Relaxed);
         self.release(epoch);
@@ -668,11 +699,19 @@ impl Breaker {
     }
 
     #[inline]
-    fn reject(&self, reason: Reason, retry_after: Option<Duration>) -> Rejected {
+    fn reject(&self, reason: Reason, left: Option<u64>) -> Refused {
         self.busy.0.rejected.fetch_add(1, Ordering::Relaxed);
         if self.hot.0.has(VERBOSE) {
             (self.listener)(&Event::Rejected(reason));
         }
+        Refused { reason, left: left.unwrap_or(Refused::UNKNOWN) }
+    }
+
+    /// What the caller is told of it.
+    #[inline]
+    fn rejected(&self, refused: Refused) -> Rejected {
+        let Refused { reason, left } = refused;
+        let retry_after = (left != Refused::UNKNOWN).then(|| Duration::from_micros(left));
         Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
     }
 

@@ -8,6 +8,7 @@
 //! A deadline does nothing by itself: [`timeout`](crate::timeout) ends what runs into it. It keeps tokio's time, which a
 //! test can pause.
 
+use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -99,13 +100,15 @@ impl fmt::Display for Deadline {
     }
 }
 
-tokio::task_local! {
-    static DEADLINE: Deadline;
+// Set for the length of a poll, as tokio's task-local values are; those cost several times what a plain copy does.
+thread_local! {
+    static DEADLINE: Cell<Option<Deadline>> = const { Cell::new(None) };
 }
 
 /// The deadline that the running code is under, if any. A task that is spawned has none: hand it on with [`scope`].
+#[inline]
 pub fn current() -> Option<Deadline> {
-    DEADLINE.try_with(|deadline| *deadline).ok()
+    DEADLINE.get()
 }
 
 /// Runs `future` under `deadline`, or under the one around it if that is sooner. It does not end the future: see
@@ -115,9 +118,22 @@ pub const fn scope<F>(deadline: Deadline, future: F) -> Scope<F> {
 }
 
 /// Runs `call`, which may return a future, under `deadline`, or under the one around it if that is sooner.
+#[inline(always)]
 pub fn enter<T>(deadline: Deadline, call: impl FnOnce() -> T) -> T {
-    let deadline = current().map_or(deadline, |around| around.min(deadline));
-    DEADLINE.sync_scope(deadline, call)
+    let around = current();
+    DEADLINE.set(Some(around.map_or(deadline, |around| around.min(deadline))));
+    let _restore = Restore(around);
+    call()
+}
+
+/// Puts back what was there before, by a panic too.
+struct Restore(Option<Deadline>);
+
+impl Drop for Restore {
+    #[inline]
+    fn drop(&mut self) {
+        DEADLINE.set(self.0);
+    }
 }
 
 pin_project! {
@@ -134,6 +150,7 @@ pin_project! {
 impl<F: Future> Future for Scope<F> {
     type Output = F::Output;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // Looked up at each poll, since it is there that one scope turns out to be inside of another.

@@ -145,7 +145,7 @@ impl Guard {
 
     /// Whether a call may be made more than once.
     pub fn may_repeat(&self) -> bool {
-        self.retry.config().attempts > 1 || self.hedge.get().is_some()
+        self.retry.may_repeat() || self.hedge.get().is_some()
     }
 
     /// The clock that they go by.

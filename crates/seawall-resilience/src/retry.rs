@@ -297,6 +297,8 @@ pub struct Retrier {
     budget: Budget,
     /// [`Retry::chain`], which every call has to know.
     chain: AtomicU32,
+    /// [`Retry::attempts`], for the same reason.
+    attempts: AtomicU32,
     config: ArcSwap<Retry>,
     counters: Counters,
 }
@@ -309,6 +311,7 @@ impl Retrier {
             budget: Budget::new(config.budget, config.budget_floor, clock.now()),
             clock,
             chain: AtomicU32::new(config.chain.unwrap_or(UNBOUNDED)),
+            attempts: AtomicU32::new(config.attempts),
             config: ArcSwap::from_pointee(config),
             counters: Counters::default(),
         }
@@ -318,6 +321,7 @@ impl Retrier {
     pub fn reload(&self, config: Retry) {
         self.budget.reload(config.budget, config.budget_floor);
         self.chain.store(config.chain.unwrap_or(UNBOUNDED), Ordering::Relaxed);
+        self.attempts.store(config.attempts, Ordering::Relaxed);
         self.config.store(config.into());
     }
 
@@ -329,6 +333,12 @@ impl Retrier {
     /// The parameters.
     pub fn config(&self) -> Retry {
         **self.config.load()
+    }
+
+    /// Whether a call may be made more than once.
+    #[inline]
+    pub fn may_repeat(&self) -> bool {
+        self.attempts.load(Ordering::Relaxed) > 1
     }
 
     /// The budget. [`Retrier::call`] pays in by itself.
@@ -394,6 +404,7 @@ impl Retrier {
     }
 
     /// The chain that a call has to be run in, if the configuration bounds it and nobody around it has.
+    #[inline]
     pub(crate) fn new_chain(&self) -> Option<Chain> {
         let chain = self.chain.load(Ordering::Relaxed);
         (chain != UNBOUNDED && Chain::current().is_none()).then(|| Chain::new(chain))

@@ -97,3 +97,43 @@ fn no_call_allocates() {
     let guard = Registry::new(Policies::default()).guard("api");
     assert_eq!(allocations(|| _ = finish(guard.call(|_| ready(Ok::<_, Infallible>(7))))), 0, "Guard::call");
 }
+
+#[test]
+fn they_are_counted() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(7)))), 100, "or the other tests say nothing");
+}
+
+#[test]
+fn failures_allocate_nothing() {
+    let mut number = 0;
+    let breaker = breaker(Window::Calls(100));
+    let call = || {
+        number += 1;
+        let result = if number % 10 == 0 { Err(7) } else { Ok(()) };
+        assert_eq!(finish(breaker.call(ready(result))).is_ok(), result.is_ok());
+    };
+    assert_eq!(allocations(call), 0);
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+/// What every call under a breaker carries along while it lasts.
+#[test]
+fn a_breakers_future_is_hardly_larger_than_the_one_within() {
+    let bare = size_of_val(&Bare.call(7));
+    assert_eq!(size_of_val(&BreakerLayer::new(breaker(Window::Calls(100))).layer(Bare).call(7)), bare + 24);
+}
+
+#[test]
+fn a_breaker_takes_at_most_five_kibibytes() {
+    for window in
+        [Window::Calls(100), Window::Calls(Window::MAX), Window::Time(Period::secs(10)), Window::Consecutive(5)]
+    {
+        let mut kept = None;
+        let found = allocation_counter::measure(|| {
+            let breaker = breaker(window);
+            (0..100).for_each(|_| _ = breaker.call_blocking(|| Ok::<_, Infallible>(7)));
+            kept = Some(breaker);
+        });
+        assert!(found.bytes_current <= 5 * 1024, "{window}: {found:?}");
+    }
+}

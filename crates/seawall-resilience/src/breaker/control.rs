@@ -83,6 +83,12 @@ impl Control {
             | self.done as u64
     }
 
+    /// Whether a packed word is that of the closed state of this epoch; the counts of probes are nobody's business there.
+    #[inline(always)]
+    pub(super) const fn is_closed_in(word: u64, epoch: u32) -> bool {
+        word >> 32 == epoch as u64
+    }
+
     pub(super) const fn unpack(word: u64) -> Self {
         let state = match word >> 61 {
             0 => State::Closed,
@@ -115,6 +121,10 @@ mod tests {
             let control = Control { state, stage: 3, epoch: EPOCH, issued: u16::MAX, done: 7 };
             assert_eq!(Control::unpack(control.pack()), control);
             assert_eq!(control.next(State::Open), Control::new(State::Open, 0), "the epoch goes round");
+            assert!(!Control::is_closed_in(control.pack(), EPOCH), "stage 3 is not closed");
+            let plain = Control { issued: 1, done: 2, ..Control::new(state, 5) }.pack();
+            assert_eq!(Control::is_closed_in(plain, 5), state == State::Closed);
+            assert!(!Control::is_closed_in(plain, 4));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use super::Breaker;
+use super::{Breaker, Refused};
 use crate::{CallError, Outcome, Rejected, Report, Tick};
 
 /// The right to make one call. Give it back with [`Permit::finish`]; to drop it means that the call was given up: that
@@ -27,22 +27,21 @@ pub(super) const UNSTARTED: u64 = u64::MAX;
 
 impl<B: AsRef<Breaker>> Permit<B> {
     /// Reports how the call ended: an [`Outcome`], or a [`Report`] that says more.
-    #[inline]
+    #[inline(always)]
     pub fn finish(mut self, report: impl Into<Report>) {
-        self.settle(&report.into());
+        self.settle(report.into());
     }
 
     /// [`Permit::finish`] at a time that the caller knows.
     pub fn finish_at(mut self, report: impl Into<Report>, now: Tick) {
         self.settled = true;
-        self.breaker.as_ref().observe(self.epoch, self.started, &report.into(), || now);
+        self.breaker.as_ref().observe(self.epoch, self.started, report.into(), Some(now));
     }
 
-    #[inline]
-    fn settle(&mut self, report: &Report) {
+    #[inline(always)]
+    fn settle(&mut self, report: Report) {
         self.settled = true;
-        let breaker = self.breaker.as_ref();
-        breaker.observe(self.epoch, self.started, report, || breaker.clock.now());
+        self.breaker.as_ref().observe(self.epoch, self.started, report, None);
     }
 
     /// The call is made only now: what went before, such as a wait for the bulkhead, is not the service's time.
@@ -87,7 +86,7 @@ pin_project! {
 pin_project! {
     #[project = Projected]
     enum State<F, B: AsRef<Breaker>, J> {
-        Rejected { rejected: Rejected },
+        Rejected { breaker: B, refused: Refused },
         Running { #[pin] future: F, permit: Permit<B>, judge: J },
     }
 }
@@ -98,13 +97,13 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
     pub fn new(breaker: B, future: impl FnOnce() -> F, judge: J) -> Self {
         let state = match Breaker::acquire_lazily(breaker) {
             Ok(permit) => State::Running { future: future(), permit, judge },
-            Err(rejected) => State::Rejected { rejected },
+            Err((breaker, refused)) => State::Rejected { breaker, refused },
         };
         Self { state }
     }
 
     /// One turn of the call; what went wrong, by whomever, becomes the caller's own error.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn turn<T, E, X>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -116,7 +115,10 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
         X: From<Rejected>,
     {
         match self.project().state.project() {
-            Projected::Rejected { rejected } => Poll::Ready(Err((*rejected).into())),
+            Projected::Rejected { breaker, refused } => {
+                let breaker: &Breaker = (*breaker).as_ref();
+                Poll::Ready(Err(breaker.rejected(*refused).into()))
+            }
             Projected::Running { future, permit, judge } => {
                 // A panic is caught by the executor long before the permit is dropped: it has to be noticed here.
                 let panics = Panics(permit);
@@ -124,7 +126,7 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
                 let report = if let Poll::Ready(result) = &polled { Some(classify(judge, result)) } else { None };
                 std::mem::forget(panics);
                 match report {
-                    Some(report) => permit.settle(&report),
+                    Some(report) => permit.settle(report),
                     None => permit.lasts(),
                 }
                 polled.map(|result| result.map_err(inner))
@@ -152,6 +154,6 @@ struct Panics<'a, B: AsRef<Breaker>>(&'a mut Permit<B>);
 
 impl<B: AsRef<Breaker>> Drop for Panics<'_, B> {
     fn drop(&mut self) {
-        self.0.settle(&Report { cause: "panicked", ..Outcome::Failure.into() });
+        self.0.settle(Report { cause: "panicked", ..Outcome::Failure.into() });
     }
 }

@@ -126,10 +126,13 @@ impl Ring {
     pub(super) fn record(&self, size: u32, failed: bool, slow: bool) {
         let head = self.head.0.fetch_add(1, Ordering::AcqRel);
         if failed | slow | (self.sums.load(Ordering::Relaxed) != 0) {
-            let at = (head % u64::from(size)) as u32;
-            self.set(&self.failed, FAILED, at, failed);
-            self.set(&self.slow, SLOW, at, slow);
+            self.replace((head % u64::from(size)) as u32, failed, slow);
         }
+    }
+
+    fn replace(&self, at: u32, failed: bool, slow: bool) {
+        self.set(&self.failed, FAILED, at, failed);
+        self.set(&self.slow, SLOW, at, slow);
     }
 
     /// Whoever flips the bit moves the sum, so that the two never part.

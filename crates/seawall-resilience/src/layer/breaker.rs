@@ -86,7 +86,7 @@ where
 {
     type Output = Result<T, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let judge = |classify: &mut C, result: &Result<T, E>| -> Report { classify.classify(result) };
         self.project().call.turn(cx, judge, |error| error)

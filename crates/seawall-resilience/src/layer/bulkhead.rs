@@ -102,7 +102,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         let entry = enter(&self.bulkhead, self.priority.priority(&request));
         BulkheadFuture { call: Gated::new(entry, &mut self.inner, request), classify: self.classify.clone() }
@@ -110,7 +110,7 @@ where
 }
 
 /// Takes a place, or a wait for one.
-#[inline]
+#[inline(always)]
 fn enter<B>(bulkhead: &B, priority: Priority) -> Entry<Permit<B>>
 where
     B: AsRef<Bulkhead> + Clone + Send + 'static,
@@ -144,7 +144,7 @@ where
 {
     type Output = Result<T, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let (result, place) = ready!(this.call.turn(cx));

@@ -43,7 +43,7 @@ where
         self.0.poll_ready(cx).map_err(CallError::Inner)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         ErrorsFuture { future: self.0.call(request) }
     }
@@ -63,7 +63,7 @@ where
 {
     type Output = Result<T, CallError<E>>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(ready!(self.project().future.poll(cx)).map_err(CallError::Inner))
     }

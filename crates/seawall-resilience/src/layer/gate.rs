@@ -48,7 +48,7 @@ struct Waiting<S, R, H> {
 impl<S: Service<R>, R, H> Gated<S::Future, S, R, H> {
     /// Calls now what is let in now. A call that waits takes the service along that was polled ready, and leaves a
     /// clone, which is not, in its place.
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(entry: Entry<H>, service: &mut S, request: R) -> Self
     where
         S: Clone,
@@ -68,7 +68,7 @@ impl<S: Service<R>, R, H> Gated<S::Future, S, R, H> {
 
 impl<F, S, R, H> Gated<F, S, R, H> {
     /// One turn of the call: its result, and what it has held.
-    #[inline]
+    #[inline(always)]
     pub(super) fn turn<T, E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Result<T, E>, Option<H>)>
     where
         F: Future<Output = Result<T, E>>,

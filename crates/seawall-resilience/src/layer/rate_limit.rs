@@ -57,13 +57,13 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         RateLimitFuture { call: Gated::new(enter(&self.limiter), &mut self.inner, request) }
     }
 }
 
-#[inline]
+#[inline(always)]
 fn enter<B>(limiter: &B) -> Entry<()>
 where
     B: AsRef<RateLimiter> + Clone + Send + 'static,
@@ -93,7 +93,7 @@ where
 {
     type Output = Result<T, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (result, _) = ready!(self.project().call.turn(cx));
         Poll::Ready(result)

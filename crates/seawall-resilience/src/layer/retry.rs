@@ -31,7 +31,7 @@ where
 /// As [`crate::retry::failures`]: a failure of the call's own, an attempt that took too long, a fault that was injected;
 /// nothing else that a policy turned away.
 impl<T, E: GuardedError> Decide<T, E> for Usual {
-    #[inline]
+    #[inline(always)]
     fn decide(&self, result: &Result<T, E>) -> Decision {
         let Err(error) = result else { return Decision::Stop };
         match error.rejection().map(|rejected| (rejected.policy, rejected.reason, rejected.retry_after)) {
@@ -100,11 +100,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         let retrier = self.retrier.as_ref();
         retrier.budget().deposit();
-        let again = (retrier.config().attempts > 1).then(|| Again {
+        let again = retrier.may_repeat().then(|| Again {
             // The instance that was polled ready makes the first attempt.
             service: self.inner.clone(),
             request: request.clone(),
@@ -185,7 +185,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         match this.chain {
@@ -205,7 +205,7 @@ where
     B: AsRef<Retrier> + Clone + Send + Sync + 'static,
     D: Decide<S::Response, S::Error> + Clone + Send + 'static,
 {
-    #[inline]
+    #[inline(always)]
     fn turn(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<S::Response, S::Error>> {
         loop {
             let (result, again, after) = match self.as_mut().project() {

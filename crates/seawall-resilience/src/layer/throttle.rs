@@ -64,7 +64,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         // The permit holds nothing; the handle is kept in its place.
         let state = match self.throttle.as_ref().admit() {
@@ -104,7 +104,7 @@ where
 {
     type Output = Result<T, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             Projected::Rejected { rejected } => Poll::Ready(Err((*rejected).into())),

@@ -70,7 +70,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: R) -> Self::Future {
         let (timeout, inner) = (self.timeout.as_ref(), &mut self.inner);
         let state = match self.form {
@@ -109,7 +109,7 @@ where
 {
     type Output = Result<T, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let limited = match self.project().state.project() {
             Projected::Total { call } => ready!(call.poll(cx)),
