@@ -414,6 +414,13 @@ fn every_value_that_is_out_of_its_range_is_refused_where_it_stands() {
     for (path, policy, said) in [
         ("attempt_timeout", "timeout: 1s, attempt_timeout: 2s", "longer than timeout of 1s"),
         ("retry.backoff", "retry: { backoff: 2s, max_backoff: 1s }", "longer than max_backoff of 1s"),
+        // The same with what is there by default.
+        ("attempt_timeout", "attempt_timeout: 11s", "longer than timeout of 10s"),
+        ("retry.backoff", "retry: { backoff: 2s }", "longer than max_backoff of 1s"),
+        ("hedge.delay", "hedge: { delay: 500us }", "shorter than delay_floor of 1ms"),
+        ("breaker.minimum_calls", "breaker: { minimum_calls: 101 }", "more than the window of 100 calls"),
+        ("breaker.open_for", "breaker: { max_open_for: 9s }", "longer than max_open_for of 9s"),
+        ("chaos.latency.jitter", "chaos: { latency: { jitter: 1s } }", "longer than by of 100ms"),
         ("retry.multiplier", "retry: { strategy: fixed, multiplier: 2 }", "means nothing here"),
         ("retry.jitter", "retry: { strategy: decorrelated, jitter: full }", "means nothing here"),
         ("hedge.delay", "hedge: { delay: 1ms, delay_floor: 2ms }", "shorter than delay_floor"),
