@@ -16,7 +16,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use bytes::Buf;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -35,6 +36,8 @@ pub struct Head {
     report: Report,
     /// The verdict is in the trailers.
     grpc: bool,
+    /// How long the body is, where that was promised (`Content-Length`).
+    length: Option<u64>,
 }
 
 impl Head {
@@ -49,7 +52,8 @@ impl Head {
         };
         let undecided = grpc && !status.is_server_error() && grpc_status(headers).is_none();
         let overloaded = report.overloaded || matches!(status.as_u16(), 429 | 503 | 504);
-        Self { report: Report { retry_after, overloaded, ..report }, grpc: undecided }
+        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { report: Report { retry_after, overloaded, ..report }, grpc: undecided, length }
     }
 
     /// What it means if the body passes whole and without trailers that say otherwise.
@@ -126,6 +130,7 @@ pin_project! {
         #[pin]
         inner: B,
         head: Head,
+        seen: u64,
         settle: Option<S>,
     }
 }
@@ -133,7 +138,7 @@ pin_project! {
 impl<B: Body, S: FnOnce(Report)> ObservedBody<B, S> {
     /// Watches `inner`, which follows `head`.
     pub fn new(inner: B, head: Head, settle: S) -> Self {
-        let mut body = Self { inner, head, settle: Some(settle) };
+        let mut body = Self { inner, head, seen: 0, settle: Some(settle) };
         if body.inner.is_end_stream()
             && let Some(settle) = body.settle.take()
         {
@@ -155,7 +160,10 @@ impl<B: Body, S: FnOnce(Report)> Body for ObservedBody<B, S> {
                 if let Some(trailers) = frame.trailers_ref() {
                     this.head.trailers(trailers);
                 }
-                (frame.is_trailers() || this.inner.is_end_stream()).then(|| this.head.end())
+                *this.seen += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                // A server that has written what it has promised does not ask again, whatever the body would have said.
+                let whole = this.head.length.is_some_and(|length| *this.seen >= length);
+                (whole || frame.is_trailers() || this.inner.is_end_stream()).then(|| this.head.end())
             }
             Some(Err(_)) => Some(Head::broken()),
             None => Some(this.head.end()),

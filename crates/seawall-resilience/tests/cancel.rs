@@ -210,8 +210,10 @@ async fn work() {
 
 type Call = Pin<Box<dyn Future<Output = bool>>>;
 
+type Form = fn(&World, Service) -> Call;
+
 /// Every form of a call.
-fn forms() -> Vec<(&'static str, fn(&World, Service) -> Call)> {
+fn forms() -> Vec<(&'static str, Form)> {
     fn of<L>(world: &World, service: Service, layer: impl FnOnce(Of) -> L) -> Call
     where
         L: Layer<BoxCloneService<u32, u32, CallError<&'static str>>>,

@@ -318,7 +318,8 @@ fn neither_memory_nor_work_grows_with_the_traffic() {
                 bench.end(if call % 1000 == 0 { Outcome::Failure } else { Outcome::Success }, 1);
             }
         });
-        assert_eq!((rest.count_total, rest.bytes_total), (0, 0), "{window}");
+        // A thread's place for reading the configuration is made once, whenever that may be.
+        assert!(rest.count_total <= 1 && rest.bytes_total <= 256, "{window}: {rest:?}");
         let expected = if window == Window::Calls(10_000) { (10_000, 10) } else { (calls + 1, 50) };
         assert_eq!((bench.breaker.sums().calls, bench.breaker.sums().failed), expected, "all of them count");
     }

@@ -169,12 +169,19 @@ async fn a_server_answers_for_its_guard() {
         (response.status().as_u16(), header(&response, "seawall-rejected")),
         (504, "timeout; instance=\"quotes\"; sent=?1")
     );
+    // That was the caller's doing, and speaks against nobody.
+    let counts = guard.breaker.get().unwrap().counts();
+    assert_eq!((counts.failed, counts.ignored), (0, 1));
     // No time to begin with.
     let response = ask("/slow").header("seawall-timeout-ms", "0").send().await.unwrap();
     assert_eq!(
         (response.status().as_u16(), header(&response, "seawall-rejected")),
         (504, "timeout; instance=\"quotes\"; sent=?0")
     );
+
+    // Two seconds are the policy's own.
+    let response = ask("/slow").send().await.unwrap();
+    assert_eq!((response.status().as_u16(), guard.breaker.get().unwrap().counts().failed), (504, 1));
 
     // Over the rate.
     let limiter = guard.rate_limit.get().unwrap();
@@ -267,6 +274,29 @@ async fn what_a_call_holds_travels_in_the_body_of_its_answer() {
         assert_eq!((bulkhead.in_use(), sums.calls - sums.failed, sums.failed), (0, succeeded, failed), "{cause}");
         assert_eq!(breaker.bad_calls().last().map_or("", |bad| bad.cause), cause);
     }
+}
+
+/// A server stops asking a body once it has written the length that was promised, and drops it.
+#[tokio::test]
+async fn a_body_of_known_length_ends_with_its_last_byte() {
+    let guard = guard(serde_json::json!({ "bulkhead": { "concurrent": 1 } }));
+    let handler = || async {
+        let (send, receive) = mpsc::unbounded_channel();
+        send.send(piece()).unwrap();
+        // As long as there is a sender the body itself does not end.
+        Response::builder().header("content-length", 5).extension(send).body(body(receive)).unwrap()
+    };
+    let keep = axum::middleware::map_response(|mut response: Response| async move {
+        let send = response.extensions_mut().remove::<mpsc::UnboundedSender<Piece>>();
+        std::mem::forget(send);
+        response
+    });
+    let app = Router::new().route("/", get(handler)).layer(HttpGuardLayer::new(guard.clone())).layer(keep);
+    let address = serve(app).await;
+    assert_eq!(reqwest::get(&address).await.unwrap().text().await.unwrap(), "piece");
+    let breaker = guard.breaker.get().unwrap();
+    until("it has ended", || guard.bulkhead.get().unwrap().in_use() == 0).await;
+    assert_eq!((breaker.sums().calls, breaker.counts().ignored), (1, 0));
 }
 
 /// Who leaves has not seen how it ended; but a head that was a failure's has said it.

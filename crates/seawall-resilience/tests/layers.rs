@@ -302,6 +302,18 @@ async fn waits_end_at_the_ambient_deadline() {
     assert_eq!(start.elapsed(), SECOND * 3);
 }
 
+/// The deadline is ambient in the call of the service below, not in its future alone.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_ambient_as_soon_as_the_service_is_called() {
+    let look = service_fn(|_: ()| {
+        let in_call = deadline::current();
+        async move { Ok::<_, CallError<Text>>((in_call, deadline::current())) }
+    });
+    let (in_call, in_future) = TimeoutLayer::total(limits(2, None)).layer(look).oneshot(()).await.unwrap();
+    assert_eq!((in_call, in_future.map(Deadline::left)), (in_future, Some(SECOND * 2)));
+    assert_eq!(TimeoutLayer::attempt(limits(2, Some(1))).layer(look).oneshot(()).await, Ok((None, None)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn time_limits_name_themselves_and_call_nobody_without_time() {
     let called = AtomicU32::new(0);

@@ -5,7 +5,7 @@ use super::support::*;
 const FILE: &str = "
 control: { listen: CONTROL }
 policies:
-  pages: { timeout: 3s, breaker: { open_for: 100ms } }
+  pages: { timeout: 3s, breaker: { minimum_calls: 100 } }
 gateways:
   public:
     listen: GATEWAY

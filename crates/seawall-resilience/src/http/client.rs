@@ -34,10 +34,14 @@ pub fn failures<B, E>(result: &Result<Response<B>, CallError<E>>) -> Decision {
 ///
 /// With reqwest (see `examples/reqwest.rs`):
 ///
-/// ```ignore
-/// let attempt = |_| async { client.get(url).send().await.map(http::Response::from) };
+/// ```
+/// # use std::sync::Arc;
+/// # use seawall_resilience::{CallError, Guard, http};
+/// # async fn fetch(client: reqwest::Client, guard: Arc<Guard>, url: &str) -> Result<(), CallError<reqwest::Error>> {
+/// let attempt = |_| async { client.get(url).send().await.map(::http::Response::from) };
 /// let response = http::call(&guard, attempt, http::failures).await?;
 /// let response = reqwest::Response::from(response.map(reqwest::Body::wrap));
+/// # Ok(()) }
 /// ```
 ///
 /// Cancel safe: a dropped future gives back exactly what it took.

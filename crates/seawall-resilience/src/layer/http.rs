@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::http::{GuardedBody, Head, Held, ObservedBody, chain, priority, rejection, trace};
-use crate::{Chain, Deadline, Guard, Outcome, Priority, Rejected, Report, deadline};
+use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline};
 
 /// Puts a [`Guard`] around a service that answers HTTP requests, in a server of axum or hyper: what is turned away gets an
 /// answer (503, 429 or 504) instead of an error.
@@ -167,7 +167,13 @@ where
             Err(error)
         }
         Err(rejected) => {
-            held.finish(Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() });
+            // A caller that gives too little time says nothing about the service.
+            let callers = rejected.reason == Reason::Deadline && told.deadline == Some(deadline);
+            held.finish(if callers {
+                Outcome::Ignored.into()
+            } else {
+                Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() }
+            });
             Ok(turned_away(&rejected, true))
         }
     }
