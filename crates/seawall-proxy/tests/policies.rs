@@ -356,8 +356,8 @@ async fn a_hedged_call_promises_nothing_that_one_of_its_attempts_may_have_broken
     for (what, first, second) in [
         (
             "the first breaks off, the second was not passed on",
-            later(60, Do::End(String::new())),
-            later(200, say("503 X", PROMISE)),
+            later(400, Do::End(String::new())),
+            later(1000, say("503 X", PROMISE)),
         ),
         ("the first is still under way", Do::Hang, say("429 X", PROMISE)),
     ] {
@@ -369,7 +369,7 @@ async fn a_hedged_call_promises_nothing_that_one_of_its_attempts_may_have_broken
         assert_eq!(mark(&answer), "breaker; instance=\"api\"; sent=?1", "{what}: {answer}");
     }
     // Where none was passed on it stays a promise.
-    let service = Service::new(|number, _| later(60 * number as u64 + 60, say("503 X", PROMISE))).await;
+    let service = Service::new(|number, _| later(400 * number as u64 + 400, say("503 X", PROMISE))).await;
     let proxy = Proxy::start(policy, &[service.addr]);
     let answer = proxy.get().await;
     assert_eq!((service.count(), mark(&answer)), (2, "breaker; instance=\"api\"; sent=?0"), "{answer}");
@@ -469,8 +469,8 @@ async fn a_failure_is_what_the_end_of_the_answer_says() {
 
 #[tokio::test]
 async fn a_slow_head_is_slow_and_a_slow_body_is_not() {
-    let slow = json!({ "slow_call": "40ms", "slow_rate": "50%" });
-    let service = Service::new(|_, _| later(120, say("200 OK", ""))).await;
+    let slow = json!({ "slow_call": "300ms", "slow_rate": "50%" });
+    let service = Service::new(|_, _| later(600, say("200 OK", ""))).await;
     let proxy = Proxy::start(breaker(slow.clone()), &[service.addr]);
     for _ in 0..3 {
         assert_eq!(status(&proxy.get().await), "200");
@@ -482,13 +482,13 @@ async fn a_slow_head_is_slow_and_a_slow_body_is_not() {
     let body = upstream(|mut stream, _| async move {
         while read_request(&mut stream).await.is_some() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
-            tokio::time::sleep(Duration::from_millis(120)).await;
+            tokio::time::sleep(Duration::from_millis(600)).await;
             let _ = stream.write_all(b"cd").await;
         }
     })
     .await;
     let proxy = Proxy::start(breaker(slow), &[body]);
-    for _ in 0..5 {
+    for _ in 0..3 {
         assert!(proxy.get().await.ends_with("abcd"));
     }
     assert_eq!(state(&proxy), State::Closed);
