@@ -356,8 +356,8 @@ async fn a_hedged_call_promises_nothing_that_one_of_its_attempts_may_have_broken
     for (what, first, second) in [
         (
             "the first breaks off, the second was not passed on",
-            later(60, Do::End(String::new())),
-            later(200, say("503 X", PROMISE)),
+            later(400, Do::End(String::new())),
+            later(1000, say("503 X", PROMISE)),
         ),
         ("the first is still under way", Do::Hang, say("429 X", PROMISE)),
     ] {
@@ -369,7 +369,7 @@ async fn a_hedged_call_promises_nothing_that_one_of_its_attempts_may_have_broken
         assert_eq!(mark(&answer), "breaker; instance=\"api\"; sent=?1", "{what}: {answer}");
     }
     // Where none was passed on it stays a promise.
-    let service = Service::new(|number, _| later(60 * number as u64 + 60, say("503 X", PROMISE))).await;
+    let service = Service::new(|number, _| later(400 * number as u64 + 400, say("503 X", PROMISE))).await;
     let proxy = Proxy::start(policy, &[service.addr]);
     let answer = proxy.get().await;
     assert_eq!((service.count(), mark(&answer)), (2, "breaker; instance=\"api\"; sent=?0"), "{answer}");
@@ -469,8 +469,8 @@ async fn a_failure_is_what_the_end_of_the_answer_says() {
 
 #[tokio::test]
 async fn a_slow_head_is_slow_and_a_slow_body_is_not() {
-    let slow = json!({ "slow_call": "40ms", "slow_rate": "50%" });
-    let service = Service::new(|_, _| later(120, say("200 OK", ""))).await;
+    let slow = json!({ "slow_call": "300ms", "slow_rate": "50%" });
+    let service = Service::new(|_, _| later(600, say("200 OK", ""))).await;
     let proxy = Proxy::start(breaker(slow.clone()), &[service.addr]);
     for _ in 0..3 {
         assert_eq!(status(&proxy.get().await), "200");
@@ -482,13 +482,13 @@ async fn a_slow_head_is_slow_and_a_slow_body_is_not() {
     let body = upstream(|mut stream, _| async move {
         while read_request(&mut stream).await.is_some() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
-            tokio::time::sleep(Duration::from_millis(120)).await;
+            tokio::time::sleep(Duration::from_millis(600)).await;
             let _ = stream.write_all(b"cd").await;
         }
     })
     .await;
     let proxy = Proxy::start(breaker(slow), &[body]);
-    for _ in 0..5 {
+    for _ in 0..3 {
         assert!(proxy.get().await.ends_with("abcd"));
     }
     assert_eq!(state(&proxy), State::Closed);
@@ -808,4 +808,177 @@ async fn a_reload_keeps_what_was_seen() {
         proxy.upstreams.reload(policies(limited(rate)));
         assert_eq!(status(&proxy.get().await), "429", "{rate}");
     }
+}
+
+// --- all at once ---
+
+/// Policies that are allowed and far from usual.
+fn extremes() -> Vec<Value> {
+    vec![
+        json!({
+            "timeout": "300ms",
+            "retry": { "attempts": 20, "budget": "100%", "budget_floor": 1000, "backoff": "0s", "chain": 1000 },
+            "hedge": { "enabled": true, "delay": "1ms", "max": 5, "budget": "100%", "on_error": true },
+            "breaker": { "window": "10ms", "minimum_calls": 1, "open_for": "1ms", "half_open_calls": 1000 },
+            "bulkhead": { "concurrent": 1, "wait": "100ms", "queue": 1000000 },
+            "rate_limit": { "rate": "1000000/s" }
+        }),
+        json!({
+            "timeout": "1s", "attempt_timeout": "20ms",
+            "breaker": { "window": "10000 calls", "minimum_calls": 10000, "verdict": "ramp", "open_for": "1ms" },
+            "throttle": { "enabled": true, "k": 1, "window": "1s", "minimum_calls": 1 },
+            "bulkhead": { "concurrent": 1000000, "shares": { "low": "0.0001%" } },
+            "rate_limit": { "rate": "1/ms", "algorithm": "token_bucket", "burst": 1000000, "wait": "1h" }
+        }),
+        json!({
+            "timeout": "1ms",
+            "hedge": { "enabled": true, "delay": "p50", "delay_floor": "0s", "minimum_calls": 20, "max": 5 },
+            "breaker": { "window": "1 consecutive", "open_for": "1ms", "open_growth": 10, "open_jitter": "100%",
+                "half_open_calls": 1, "verdict": "all", "slow_call": "1ms", "retry_after": true },
+            "bulkhead": { "concurrent": 3, "wait": "1h", "queue": 0 },
+            "chaos": { "fault": "10%", "status": { "share": "10%" }, "latency": { "share": "10%", "by": "1ms", "jitter": "1ms" } }
+        }),
+        json!({
+            "breaker": { "window": "1h", "semantics": "seawall", "watch": { "failure_rate": "1%" }, "mode": "metrics_only" },
+            "bulkhead": { "enabled": false },
+            "retry": { "strategy": "decorrelated", "backoff": "1ms", "max_backoff": "1ms", "attempts": 20, "chain": 0 }
+        }),
+        json!({
+            "breaker": { "window": "120s", "semantics": "resilience4j", "minimum_calls": 1, "open_for": "1ms" },
+            "bulkhead": { "concurrent": 2, "wait": "5ms", "adaptive": { "min": 1, "max": 3 } },
+            "rate_limit": { "rate": "1/h", "wait": "1h" }
+        }),
+        json!({ "breaker": { "enabled": false } }),
+    ]
+}
+
+/// What a hostile caller says of itself.
+const HOSTILE: [&str; 14] = [
+    "",
+    "seawall-timeout-ms: 0\r\n",
+    "seawall-timeout-ms: 1\r\n",
+    "seawall-timeout-ms: 18446744073709551615\r\n",
+    "seawall-timeout-ms: 18446744073709551616\r\n",
+    "seawall-timeout-ms: -1\r\n",
+    "seawall-timeout-ms: NaN\r\nseawall-timeout-ms: 5\r\n",
+    "seawall-retries-left: 4294967295\r\n",
+    "seawall-retries-left: 0\r\n",
+    "seawall-priority: banana\r\n",
+    "seawall-priority: low\r\n",
+    "seawall-rejected: breaker; instance=\"api\"; sent=?0\r\n",
+    "connection: seawall-timeout-ms, seawall-retries-left, seawall-priority\r\nseawall-timeout-ms: 3\r\n",
+    "traceparent: 00-00000000000000000000000000000000-0000000000000000-00\r\n",
+];
+
+/// What a hostile service answers.
+fn hostile(number: usize) -> Do {
+    match number % 13 {
+        0 => say("503 X", "retry-after: 18446744073709551615\r\n"),
+        1 => say("503 X", "retry-after: 0\r\nseawall-retries-left: 4294967295\r\n"),
+        2 => say("429 X", "retry-after: -1\r\nseawall-retries-left: much\r\n"),
+        3 => Do::End("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".into()),
+        4 => Do::End(String::new()),
+        5 => Do::Say(grpc(14)),
+        6 => Do::Say(grpc(4_294_967_295)),
+        7 => later(5, say("200 OK", "")),
+        8 => later(60, say("200 OK", "")),
+        9 => say("503 X", "seawall-rejected: breaker; instance=\"api\"; retry_after=18446744073709551615; sent=?0\r\n"),
+        10 => Do::End("HTTP/1.1 999 \r\n\r\n".into()),
+        _ => say("200 OK", ""),
+    }
+}
+
+/// How many panics there were on the proxies' own threads.
+fn count_panics() -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let (seen, usual) = (count.clone(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name().is_some_and(|name| name.starts_with("test ")) {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+        usual(info);
+    }));
+    count
+}
+
+#[tokio::test]
+async fn reloads_orders_and_hostile_callers_at_once_leave_nothing_behind() {
+    let panics = count_panics();
+    let service = Service::new(|number, _| hostile(number)).await;
+    let proxy = Arc::new(Proxy::inside(extremes().remove(0), &[service.addr, sockets::nobody().await]));
+    proxy.get().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..24)
+        .map(|number| {
+            let (proxy, stop) = (proxy.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut asked = 0;
+                for round in number.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let fields = HOSTILE[round % HOSTILE.len()];
+                    let method = ["GET", "POST", "PUT"][round % 3];
+                    let head = format!(
+                        "{method} /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n{fields}\r\nhi"
+                    );
+                    if round % 7 == 0 {
+                        // Leaves after a while, wherever its call is.
+                        let mut stream = TcpStream::connect(proxy.addr).await.unwrap();
+                        stream.write_all(head.as_bytes()).await.unwrap();
+                        tokio::time::sleep(Duration::from_millis((round % 11) as u64)).await;
+                    } else {
+                        let answer = proxy.ask(&head).await;
+                        assert!(answer.starts_with("HTTP/1.1 "), "{fields}: {answer}");
+                        // Whatever else it says, it says what a promise is in one of two ways.
+                        assert!(mark(&answer).is_empty() || mark(&answer).contains("; sent=?"), "{answer}");
+                    }
+                    asked += 1;
+                }
+                asked
+            })
+        })
+        .collect();
+    let end = Instant::now() + Duration::from_secs(4);
+    let states = ["open", "closed", "forced-open", "closed", "disabled", "metrics-only", "closed"];
+    for round in 0.. {
+        if Instant::now() > end {
+            break;
+        }
+        let all = extremes();
+        proxy.upstreams.reload(policies(all[round % all.len()].clone()));
+        // Without a breaker there is none to be ordered about.
+        let _ = order(&proxy.upstreams, "api", states[round % states.len()]);
+        let view = seawall_proxy::status::policies(&proxy.upstreams);
+        assert!(view["guards"][0]["service"] == "api" && seawall_proxy::metrics::page(&proxy.upstreams).len() > 100);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The last has no wait that is longer than the test.
+    proxy.upstreams.reload(policies(json!({ "timeout": "2s", "bulkhead": { "concurrent": 5 } })));
+    order(&proxy.upstreams, "api", "closed").unwrap();
+    stop.store(true, Ordering::SeqCst);
+    let mut asked = 0;
+    for caller in callers {
+        asked += within(caller).await.unwrap();
+    }
+    assert!(asked > 200, "{asked}");
+    until("the last has left", || proxy.trigger.waiting().to_string() == "2 listeners").await;
+    let guard = proxy.guard();
+    let bulkhead = guard.bulkhead.get().unwrap();
+    until("every place is free, and nobody waits", || (bulkhead.in_use(), bulkhead.waiting()) == (0, 0)).await;
+    assert_eq!((bulkhead.limit(), bulkhead.available()), (5, 5));
+    assert_eq!(panics.load(Ordering::SeqCst), 0);
+    // It works as it would have at the beginning.
+    order(&proxy.upstreams, "api", "disabled").unwrap();
+    let well = mirror().await;
+    proxy.upstreams.publish(sockets::fleet(&[well]));
+    proxy
+        .upstreams
+        .reload(policies(json!({ "breaker": { "window": "10 calls", "minimum_calls": 3, "open_for": "30s" } })));
+    order(&proxy.upstreams, "api", "closed").unwrap();
+    for _ in 0..30 {
+        assert_eq!(status(&proxy.get().await), "200");
+    }
+    let sums = guard.breaker.get().unwrap().sums();
+    assert_eq!((sums.calls, sums.failed, sums.slow, state(&proxy)), (10, 0, 0, State::Closed));
 }

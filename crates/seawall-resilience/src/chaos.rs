@@ -58,7 +58,7 @@ pub struct StatusConfig {
     pub code: Option<u16>,
 }
 
-const BY: Period = Period::millis(100);
+pub(crate) const BY: Period = Period::millis(100);
 const LONGEST: Period = Period::secs(3600);
 
 #[allow(dead_code, reason = "called as soon as PolicyConfig has the field")]

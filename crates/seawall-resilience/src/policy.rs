@@ -76,6 +76,19 @@ impl PolicyConfig {
         found.into_vec()
     }
 
+    /// With those of Seawall's defaults that a value may contradict.
+    fn with_defaults(mut self) -> Self {
+        let defaults = Policy::default();
+        self.timeout = self.timeout.or(Some(defaults.timeout));
+        self.retry.max_backoff = self.retry.max_backoff.or(Some(defaults.retry.max_backoff));
+        self.hedge.delay_floor = self.hedge.delay_floor.or(Some(hedge::Config::default().delay_floor));
+        let breaker = breaker::Config::default();
+        self.breaker.window = self.breaker.window.or(Some(breaker.window));
+        self.breaker.open_for = self.breaker.open_for.or(Some(breaker.open_for));
+        self.chaos.latency.by = self.chaos.latency.by.or(Some(chaos::BY));
+        self
+    }
+
     /// The policy with nothing left open: what is absent is as Seawall has it by default.
     pub fn complete(&self) -> Policy {
         Policy {
@@ -168,18 +181,40 @@ impl Policies {
                 }
                 _ => {}
             }
-            // What only goes wrong together with another policy is this one's mistake, if that one is well by itself.
-            let inherited = |problem: &(String, String)| {
-                let bases = self.0.iter().filter(|(other, _)| *other != name);
-                bases.map(|(_, base)| base.problems()).any(|problems| problems.contains(problem))
-            };
-            let together = self.merged(name.as_str()).problems();
-            let together = together.into_iter().filter(|problem| !own.contains(problem) && !inherited(problem));
+            // What only goes wrong together with another policy, or with a default, is this one's mistake, if it does not
+            // go wrong there already.
+            let bases = self.bases(name.as_str());
+            let inherited = |problem: &(String, String)| bases.iter().any(|base| self.in_force(base).contains(problem));
+            let together = self.in_force(name.as_str());
+            // Where a part is wrong by itself, what it would contradict is not said too.
+            let part = |path: &str| path.split('.').next().map(str::to_owned);
+            let wrong: Vec<_> = own.iter().map(|(path, _)| part(path)).collect();
+            let together =
+                together.into_iter().filter(|problem| !wrong.contains(&part(&problem.0)) && !inherited(problem));
             for (path, what) in own.iter().cloned().chain(together) {
                 add(&path, what);
             }
         }
         found
+    }
+
+    /// What is wrong with the policy of `name` as it would be in force.
+    fn in_force(&self, name: &str) -> Vec<(String, String)> {
+        self.merged(name).with_defaults().problems()
+    }
+
+    /// All that the policy of `name` extends, and `default`.
+    fn bases(&self, name: &str) -> BTreeSet<&str> {
+        let mut bases = BTreeSet::new();
+        let mut next = self.0.get(name);
+        while let Some(base) =
+            next.and_then(|policy| policy.extends.as_ref()).filter(|base| bases.insert(base.as_str()))
+        {
+            next = self.0.get(base);
+        }
+        bases.insert(DEFAULT);
+        bases.remove(name);
+        bases
     }
 
     fn extends_itself(&self, name: &ServiceName) -> bool {
@@ -233,6 +268,9 @@ mod tests {
             "b": { "extends": "c" },
             "c": { "extends": "b" },
             "d": { "extends": "nobody", "timeout": "0s" },
+            "e": { "retry": { "attempts": 3, "backoff": "2s" } },
+            "f": { "extends": "e", "breaker": { "minimum_calls": 101 } },
+            "g": { "extends": "f", "timeout": "1m", "attempt_timeout": "30s" },
         }));
         let problems = policies.problems();
         let found: Vec<_> = problems.iter().map(|(name, path, _)| (name.as_str(), path.as_str())).collect();
@@ -243,6 +281,8 @@ mod tests {
             ("d", "extends"),
             ("d", "timeout"),
             ("default", "retry.attempts"),
+            ("e", "retry.backoff"),
+            ("f", "breaker.minimum_calls"),
         ];
         assert_eq!(found, expected, "{problems:?}");
         assert_eq!(policies.of("b").retry.attempts, 1, "whatever is wrong, there is a policy");

@@ -280,7 +280,7 @@ fn hint(message: &str, node: &Node) -> Option<String> {
             return Some("write an address and a port: `127.0.0.1:8080`, or `0.0.0.0:8080` for every interface".into());
         }
         if message.contains("not a duration") {
-            return Some("the units are ms, s, m, h and d: `250ms`, `5s`, `1m 30s`".into());
+            return Some("the units are ms, s, m and h: `250ms`, `5s`, `1m 30s`".into());
         }
     }
     if let Some(field) = quoted(message, "missing field `") {

@@ -245,3 +245,237 @@ fn an_operator_sees_why_and_overrules() {
     assert!(!output.status.success() && text(&output).contains("no `seawall up` is running"), "{}", text(&output));
     assert!(gateway.stop().success());
 }
+
+/// What is wrong for each kind of value, beside what is said of it.
+const PERIODS: [(&str, &str); 9] = [
+    ("-5s", "duration"),
+    ("5", "write the unit"),
+    ("'5'", "no unit"),
+    ("5 parsecs", "duration"),
+    (".nan", "duration"),
+    (".inf", "duration"),
+    ("9000h", "longer than a year"),
+    ("99999999999999999999h", "duration"),
+    ("[5s]", "duration"),
+];
+const SHARES: [(&str, &str); 9] = [
+    ("-1%", "from `0%` to `100%`"),
+    ("101%", "from `0%` to `100%`"),
+    ("-0.1", "from 0 to 1"),
+    ("50", "write `50%`"),
+    (".nan", "from `0%` to `100%`"),
+    ("-.inf", "from `0%` to `100%`"),
+    ("NaN%", "from `0%` to `100%`"),
+    ("1e400", "from `0%` to `100%`"),
+    ("much", "from `0%` to `100%`"),
+];
+
+/// Every key of a policy that takes a time, and whether zero is one.
+const TIMES: [(&str, bool); 19] = [
+    ("timeout", false),
+    ("attempt_timeout", false),
+    ("rate_limit.wait", true),
+    ("retry.backoff", true),
+    ("retry.max_backoff", true),
+    ("hedge.delay", false),
+    ("hedge.delay_floor", true),
+    ("throttle.window", false),
+    ("breaker.window", false),
+    ("breaker.slow_call", false),
+    ("breaker.cancelled_after", false),
+    ("breaker.open_for", false),
+    ("breaker.max_open_for", false),
+    ("breaker.probe_lease", false),
+    ("bulkhead.wait", true),
+    ("bulkhead.adaptive.latency", false),
+    ("chaos.latency.by", false),
+    ("chaos.latency.jitter", true),
+    ("rate_limit.rate", false),
+];
+
+/// Every key that takes a share, and whether nothing is one.
+const RATIOS: [(&str, bool); 15] = [
+    ("retry.budget", true),
+    ("hedge.budget", false),
+    ("throttle.max_reject", false),
+    ("breaker.failure_rate", false),
+    ("breaker.slow_rate", false),
+    ("breaker.open_jitter", true),
+    ("breaker.watch.failure_rate", false),
+    ("breaker.watch.slow_rate", false),
+    ("bulkhead.shares.low", false),
+    ("bulkhead.shares.normal", false),
+    ("bulkhead.shares.high", false),
+    ("bulkhead.shares.critical", false),
+    ("chaos.fault", true),
+    ("chaos.latency.share", true),
+    ("chaos.status.share", true),
+];
+
+/// Every key that takes a number, from and to which.
+const NUMBERS: [(&str, u64, u64); 17] = [
+    ("rate_limit.burst", 1, 1_000_000),
+    ("retry.attempts", 1, 20),
+    ("retry.multiplier", 1, 10),
+    ("retry.budget_floor", 0, 1000),
+    ("retry.chain", 0, 1000),
+    ("hedge.minimum_calls", 20, 2000),
+    ("hedge.max", 1, 5),
+    ("throttle.k", 1, 100),
+    ("throttle.minimum_calls", 1, 1_000_000),
+    ("breaker.minimum_calls", 1, 10_000),
+    ("breaker.watch.minimum_calls", 1, 10_000),
+    ("breaker.open_growth", 1, 10),
+    ("breaker.half_open_calls", 1, 1000),
+    ("bulkhead.concurrent", 1, 1_000_000),
+    ("bulkhead.queue", 0, 1_000_000),
+    ("bulkhead.adaptive.max", 1, 1_000_000),
+    ("chaos.status.code", 200, 599),
+];
+
+/// A policy with one key.
+fn one(path: &str, value: &str) -> String {
+    let keys: Vec<&str> = path.split('.').collect();
+    let inner = keys.iter().rev().fold(value.to_owned(), |inner, key| format!("{{ {key}: {inner} }}"));
+    format!("policies:\n  default: {inner}\n")
+}
+
+#[test]
+fn every_value_that_is_out_of_its_range_is_refused_where_it_stands() {
+    let mut table: Vec<(String, String, String)> = Vec::new();
+    let mut bad =
+        |path: &str, value: &str, said: &str| table.push((path.to_owned(), one(path, value), said.to_owned()));
+    for (path, zero) in TIMES {
+        let plain = !["breaker.window", "rate_limit.rate", "hedge.delay"].contains(&path);
+        for (value, said) in PERIODS {
+            bad(path, value, if plain { said } else { "" });
+        }
+        if !zero {
+            bad(path, "0s", "");
+        }
+    }
+    for (path, zero) in RATIOS {
+        for (value, said) in SHARES {
+            bad(path, value, said);
+        }
+        if !zero {
+            bad(path, "0%", "more than 0%");
+        }
+    }
+    for (path, low, high) in NUMBERS {
+        let range = format!("{low} to {high}");
+        if low > 0 {
+            bad(path, &(low - 1).to_string(), &range);
+        }
+        bad(path, &(high + 1).to_string(), &range);
+        for value in ["-1", ".nan", ".inf", "-.inf", "99999999999999999999", "1e300", "much", "[1]", "''"] {
+            bad(path, value, "");
+        }
+    }
+    for (path, value, said) in [
+        ("rate_limit.rate", "0/s", "1 to 1000000"),
+        ("rate_limit.rate", "1000001/s", "1 to 1000000"),
+        ("rate_limit.rate", "99999999999999999999/s", "1 to 1000000"),
+        ("rate_limit.rate", "-1/s", "not a rate"),
+        ("rate_limit.rate", "1/0s", "1ms to"),
+        ("rate_limit.rate", "1/1us", "1ms to"),
+        ("rate_limit.rate", "1/721h", "1ms to"),
+        ("rate_limit.rate", "100", "write `100/s`"),
+        ("rate_limit.wait", "61m", "0s to 1h"),
+        ("rate_limit.algorithm", "gcar", "gcra"),
+        ("retry.strategy", "exponental", "exponential"),
+        ("retry.jitter", "fulll", "full"),
+        ("hedge.delay", "p49", "p50 to p99.9"),
+        ("hedge.delay", "p100", "not a percentile"),
+        ("hedge.delay", "pNaN", "not a percentile"),
+        ("hedge.delay", "p-1", "not a percentile"),
+        ("throttle.window", "999ms", "1s to 1h"),
+        ("throttle.window", "2h", "1s to 1h"),
+        ("breaker.window", "0 calls", "`1 calls` to `10000 calls`"),
+        ("breaker.window", "10001 calls", "`1 calls` to `10000 calls`"),
+        ("breaker.window", "-1 calls", "`1 calls` to `10000 calls`"),
+        ("breaker.window", "0 consecutive", "`1 consecutive` to `10000 consecutive`"),
+        ("breaker.window", "9ms", "from 10ms to 1h"),
+        ("breaker.window", "61m", "from 10ms to 1h"),
+        ("breaker.mode", "forced-open", "forced_open"),
+        ("breaker.verdict", "most", "rate"),
+        ("breaker.semantics", "hystrix", "resilience4j"),
+        ("bulkhead.adaptive.algorithm", "vegan", "vegas"),
+        ("chaos.latency.by", "61m", "1h"),
+        ("chaos.seed", "-1", ""),
+        ("breaker.enabled", "maybe", ""),
+        ("breaker.retry_after", "2", ""),
+        ("extends", "nobody", "names no policy"),
+        ("extends", "default", ""),
+    ] {
+        bad(path, value, said);
+    }
+    // What contradicts something beside it, and is named where it stands.
+    for (path, policy, said) in [
+        ("attempt_timeout", "timeout: 1s, attempt_timeout: 2s", "longer than timeout of 1s"),
+        ("retry.backoff", "retry: { backoff: 2s, max_backoff: 1s }", "longer than max_backoff of 1s"),
+        // The same with what is there by default.
+        ("attempt_timeout", "attempt_timeout: 11s", "longer than timeout of 10s"),
+        ("retry.backoff", "retry: { backoff: 2s }", "longer than max_backoff of 1s"),
+        ("hedge.delay", "hedge: { delay: 500us }", "shorter than delay_floor of 1ms"),
+        ("breaker.minimum_calls", "breaker: { minimum_calls: 101 }", "more than the window of 100 calls"),
+        ("breaker.open_for", "breaker: { max_open_for: 9s }", "longer than max_open_for of 9s"),
+        ("chaos.latency.jitter", "chaos: { latency: { jitter: 1s } }", "longer than by of 100ms"),
+        ("retry.multiplier", "retry: { strategy: fixed, multiplier: 2 }", "means nothing here"),
+        ("retry.jitter", "retry: { strategy: decorrelated, jitter: full }", "means nothing here"),
+        ("hedge.delay", "hedge: { delay: 1ms, delay_floor: 2ms }", "shorter than delay_floor"),
+        ("rate_limit.burst", "rate_limit: { rate: 1/h, burst: 10000 }", "more than a year"),
+        (
+            "breaker.minimum_calls",
+            "breaker: { window: 10 calls, minimum_calls: 11 }",
+            "more than the window of 10 calls",
+        ),
+        ("breaker.window", "breaker: { window: 5 consecutive, failure_rate: 50% }", "failures in a row"),
+        ("breaker.window", "breaker: { window: 1500ms, semantics: resilience4j }", "whole seconds"),
+        ("breaker.open_for", "breaker: { open_for: 2m, max_open_for: 1m }", "longer than max_open_for of 1m"),
+        ("bulkhead.shares.low", "bulkhead: { shares: { low: 60%, normal: 50% } }", "more than the 50%"),
+        ("bulkhead.adaptive.min", "bulkhead: { adaptive: { min: 9, max: 8 } }", "more than max of 8"),
+        ("bulkhead.adaptive.initial", "bulkhead: { adaptive: { initial: 9, max: 8 } }", "more than max of 8"),
+        ("chaos.latency.jitter", "chaos: { latency: { by: 1ms, jitter: 2ms } }", "longer than by of 1ms"),
+    ] {
+        table.push((path.to_owned(), format!("policies:\n  default: {{ {policy} }}\n"), said.to_owned()));
+    }
+    // A key that there is not, in every part.
+    for part in [
+        "",
+        "rate_limit",
+        "retry",
+        "hedge",
+        "throttle",
+        "breaker",
+        "breaker.watch",
+        "bulkhead",
+        "bulkhead.shares",
+        "bulkhead.adaptive",
+        "chaos",
+        "chaos.latency",
+        "chaos.status",
+    ] {
+        let path = if part.is_empty() { "enabeld".to_owned() } else { format!("{part}.enabeld") };
+        table.push((path.clone(), one(&path, "true"), "unknown key `enabeld`".to_owned()));
+    }
+
+    let site = Site::new("");
+    let mut wrong = Vec::new();
+    for (number, (path, yaml, part)) in table.iter().enumerate() {
+        let name = format!("{number}.yaml");
+        std::fs::write(site.dir.path().join(&name), yaml).unwrap();
+        let output = site.run(&["config", "check", &name]);
+        let said = text(&output);
+        let place = format!("policies.default.{path}");
+        let good = output.status.code() == Some(2)
+            && said.contains(&place)
+            && said.contains(&format!("{name}:2:"))
+            && said.contains(part.as_str())
+            && said.contains("1 mistake;");
+        if !good {
+            wrong.push(format!("{yaml}wanted {part:?} at {place}, exit {:?}: {said}\n", output.status.code()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), table.len(), wrong.concat());
+}

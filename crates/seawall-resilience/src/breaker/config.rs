@@ -215,6 +215,7 @@ impl BreakerConfig {
         found.positive("breaker.slow_call", self.slow_call);
         found.positive("breaker.cancelled_after", self.cancelled_after);
         found.positive("breaker.open_for", self.open_for);
+        found.positive("breaker.max_open_for", self.max_open_for);
         found.positive("breaker.probe_lease", self.probe_lease);
         found.range("breaker.minimum_calls", self.minimum_calls, 1, Window::MAX);
         found.range("breaker.half_open_calls", self.half_open_calls, 1, 1000);
