@@ -393,13 +393,12 @@ impl Pipeline {
                 Ok(attempt.answered(response, connection))
             }
             Err(error) => {
-                // A caller that gives too little time, or breaks off its own body, says nothing about the service.
-                let own_fault = error.reason == Reason::BadRequest
-                    || (error.reason == Reason::Timeout && deadline.callers && until == deadline.at);
-                if own_fault {
-                    attempt.ignored()
-                } else {
-                    attempt.failed(error.reason.as_str())
+                match error.reason {
+                    // A caller that breaks off its own body says nothing about the service.
+                    Reason::BadRequest => attempt.ignored(),
+                    // One that gives too little time has given up: how long it had lasted says what that means.
+                    Reason::Timeout if deadline.callers && until == deadline.at => drop(attempt),
+                    reason => attempt.failed(reason.as_str()),
                 }
                 let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })

@@ -130,6 +130,15 @@ pub struct Config {
     pub latency: Option<Period>,
 }
 
+impl Config {
+    /// With at least one place, and in order.
+    fn bounded(self) -> Self {
+        let min = self.min.max(1);
+        let max = self.max.max(min);
+        Self { min, max, initial: self.initial.clamp(min, max), ..self }
+    }
+}
+
 /// How a call ended, as far as the number of calls in flight has to do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -210,6 +219,7 @@ impl Adaptive {
 
     /// The same, with the moments of its probes by `random`.
     pub fn with_random(config: Config, random: fastrand::Rng) -> Self {
+        let config = config.bounded();
         Self {
             config,
             limit: f64::from(config.initial),
@@ -236,7 +246,7 @@ impl Adaptive {
     /// Takes over other bounds or another threshold, and keeps what was found as far as it is within them. Gives the
     /// limit.
     pub(crate) fn reload(&mut self, config: Config) -> u32 {
-        self.config = config;
+        self.config = config.bounded();
         self.bound(self.limit);
         self.limit()
     }

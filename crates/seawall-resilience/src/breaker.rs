@@ -222,8 +222,10 @@ impl Refused {
 const FOREVER: u64 = (1 << 48) - 1;
 
 impl Breaker {
-    /// A breaker as `config` says. `name` appears in rejections; `listener` hears of transitions.
+    /// A breaker as `config` says; a value beyond its range becomes the nearest within. `name` appears in rejections;
+    /// `listener` hears of transitions.
     pub fn new(name: Name, config: Config, clock: Clock, listener: Listener) -> Self {
+        let config = config.bounded();
         let state = initial(config.mode);
         Self {
             hot: Line(Hot {
@@ -645,11 +647,9 @@ impl Breaker {
         let from = Control::unpack(word);
         let opens = self.opens.load(Ordering::Acquire).saturating_add(1);
         let mut wait = config.open_wait(opens, fastrand::f64());
-        if config.retry_after {
-            let wanted = self.wanted.swap(0, Ordering::AcqRel).saturating_sub(micros(now));
-            if wanted > 0 {
-                wait = Duration::from_micros(wanted).min(*config.max_open_for);
-            }
+        let wanted = self.wanted.swap(0, Ordering::AcqRel).saturating_sub(micros(now));
+        if config.retry_after && wanted > 0 {
+            wait = Duration::from_micros(wanted).min(*config.max_open_for);
         }
         let next = from.next(State::Open);
         // To the exact mode the last moment of the wait still belongs to it.
@@ -715,8 +715,10 @@ impl Breaker {
         Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
     }
 
+    /// Everything that was seen is forgotten: a verdict on what comes next is not to rest on it.
     fn clear(&self) {
         self.hot.0.flag(PENDING, false);
+        self.wanted.store(0, Ordering::Release);
         self.busy.0.streak.store(0, Ordering::Release);
         if let Some(ring) = self.ring.get() {
             ring.clear();
@@ -758,7 +760,7 @@ impl Breaker {
     /// Takes over another configuration without losing state: calls under way, the state, and an open wait stay as they
     /// are; the window stays unless its own kind or size changes.
     pub fn reload(&self, config: Config) {
-        let config = std::sync::Arc::new(config);
+        let config = std::sync::Arc::new(config.bounded());
         let old = self.config.swap(config.clone());
         let hot = &self.hot.0;
         hot.slow.store(slow_nanos(&config), Ordering::Release);

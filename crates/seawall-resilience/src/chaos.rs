@@ -61,7 +61,6 @@ pub struct StatusConfig {
 pub(crate) const BY: Period = Period::millis(100);
 const LONGEST: Period = Period::secs(3600);
 
-#[allow(dead_code, reason = "called as soon as PolicyConfig has the field")]
 impl ChaosConfig {
     /// Fills what is absent from `base`.
     #[must_use]
@@ -82,6 +81,17 @@ impl ChaosConfig {
         found.range("chaos.latency.by", latency.by, Period::default(), LONGEST);
         found.ordered("chaos.latency.jitter", latency.jitter, "by", latency.by);
         found.range("chaos.status.code", self.status.code, 200, 599);
+    }
+
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        if self.latency.share.is_none() {
+            found.idle("chaos.latency.by", self.latency.by, Some(BY), "share");
+            found.idle("chaos.latency.jitter", self.latency.jitter, Some(Period::default()), "share");
+        }
+        if self.status.share.is_none() {
+            found.idle("chaos.status.code", self.status.code, Some(503), "share");
+        }
     }
 
     /// Complete, or `None` where there is no chaos.
@@ -276,7 +286,8 @@ pub fn decide(config: &Config, seed: u64, n: u64) -> Injection {
     let hit = |question, share: Ratio| number(question) < share.get();
     let delay = hit(0, config.latency.share).then(|| {
         let Latency { by, jitter, .. } = config.latency;
-        (by.get() + jitter.mul_f64(2.0 * number(1))).saturating_sub(jitter.get())
+        let spread = jitter.as_secs_f64() * 2.0 * number(1);
+        by.saturating_add(Duration::try_from_secs_f64(spread).unwrap_or_default()).saturating_sub(jitter.get())
     });
     let fault = hit(2, config.fault);
     let status = (!fault && hit(3, config.status.share)).then_some(config.status.code);

@@ -19,7 +19,7 @@ use crate::retry::{self, Decision, Retrier};
 use crate::sync::{AtomicBool, Ordering};
 use crate::throttle::{self, Throttle};
 use crate::timeout::{self, Timeout};
-use crate::{CallError, Clock, Events, Name, Outcome, Policy, Report};
+use crate::{CallError, Clock, Events, Name, Outcome, Policy, Reason, Rejected, Report};
 
 /// A policy that can be switched on and off while calls are under way. Its state survives being off.
 #[derive(Debug)]
@@ -172,11 +172,12 @@ impl Guard {
         self.call_with(make, &Usual, retry::failures).await
     }
 
-    /// [`Guard::call`] where `classify` says what a result means to the breaker, and `again` whether it is repeated.
+    /// [`Guard::call`] where `classify` says what a result means to the breaker, and `again` whether it is repeated. If
+    /// either panics, that counts as a failure.
     ///
     /// # Errors
     /// As for [`Guard::call`].
-    pub async fn call_with<F, A, T, E, C, D>(&self, make: F, classify: &C, again: D) -> Result<T, CallError<E>>
+    pub async fn call_with<F, A, T, E, C, D>(&self, make: F, classify: &C, mut again: D) -> Result<T, CallError<E>>
     where
         F: Fn(u32) -> A,
         A: Future<Output = Result<T, E>>,
@@ -184,51 +185,47 @@ impl Guard {
         D: FnMut(&Result<T, CallError<E>>) -> Decision,
     {
         let (deadline, left) = self.timeout.begin();
+        let given = Given::new(deadline);
         let until = self.clock.precise() + left;
         let whole = async {
             if let Some(limiter) = self.rate_limit.get() {
                 limiter.acquire(left).await?;
             }
-            let attempt = |number| self.hedged(number, &make, classify, deadline);
+            let attempt = |number| self.hedged(number, &make, classify, given);
+            let again = |result: &_| {
+                // The attempt has been counted as it ended; this one counts beside it.
+                let panics = Panics(self);
+                let decision = again(result);
+                std::mem::forget(panics);
+                decision
+            };
             self.retry.call(Some(until), attempt, again).await
         };
         self.timeout.total_of(deadline, left, || deadline::scope(deadline, whole)).await?
     }
 
-    async fn hedged<F, A, T, E, C>(
-        &self,
-        number: u32,
-        make: &F,
-        classify: &C,
-        deadline: Deadline,
-    ) -> Result<T, CallError<E>>
+    async fn hedged<F, A, T, E, C>(&self, number: u32, make: &F, classify: &C, given: Given) -> Result<T, CallError<E>>
     where
         F: Fn(u32) -> A,
         A: Future<Output = Result<T, E>>,
         C: Classify<T, CallError<E>>,
     {
         match self.hedge.get() {
-            None => self.attempt(number, make, classify, deadline).await,
+            None => self.attempt(number, make, classify, given).await,
             // Boxed, so that those who do not hedge do not carry it.
             Some(hedge) => {
-                Box::pin(hedge.call(|beside| self.attempt(number + beside - 1, make, classify, deadline))).await
+                Box::pin(hedge.call(|beside| self.attempt(number + beside - 1, make, classify, given))).await
             }
         }
     }
 
-    async fn attempt<F, A, T, E, C>(
-        &self,
-        number: u32,
-        make: &F,
-        classify: &C,
-        deadline: Deadline,
-    ) -> Result<T, CallError<E>>
+    async fn attempt<F, A, T, E, C>(&self, number: u32, make: &F, classify: &C, given: Given) -> Result<T, CallError<E>>
     where
         F: Fn(u32) -> A,
         A: Future<Output = Result<T, E>>,
         C: Classify<T, CallError<E>>,
     {
-        let mut permits = self.admit(Priority::default(), deadline.left()).await?;
+        let mut permits = self.admit(Priority::default(), given.deadline.left()).await?;
         permits.begin();
         let call = async {
             let trouble = self.chaos.decide();
@@ -241,8 +238,10 @@ impl Guard {
             }
             make(number).await.map_err(CallError::Inner)
         };
-        let result = match self.timeout.attempt(deadline, call).await {
+        let result = match self.timeout.attempt(given.deadline, call).await {
             Ok(result) => result,
+            // The permits are dropped: it was given up.
+            Err(rejected) if given.ran_out(&rejected) => return Err(rejected.into()),
             Err(rejected) => Err(rejected.into()),
         };
         permits.finish(classify.classify(&result));
@@ -256,7 +255,7 @@ impl Guard {
     ///
     /// # Errors
     /// [`CallError::Rejected`] by the first that turns it away; then nothing was taken.
-    pub async fn admit(&self, priority: Priority, limit: Duration) -> Result<Permits<'_>, crate::Rejected> {
+    pub async fn admit(&self, priority: Priority, limit: Duration) -> Result<Permits<'_>, Rejected> {
         let mut permits = Permits { throttle: None, breaker: None, bulkhead: None };
         if let Some(throttle) = self.throttle.get() {
             permits.throttle = Some(throttle.admit()?);
@@ -274,6 +273,40 @@ impl Guard {
             }
         }
         Ok(permits)
+    }
+}
+
+/// The time that a call has, and whose limit that is.
+#[derive(Clone, Copy)]
+pub(crate) struct Given {
+    pub(crate) deadline: Deadline,
+    /// The caller has less time than the policy would give.
+    callers: bool,
+}
+
+impl Given {
+    /// A call that begins now, under what [`Timeout::deadline`] has said.
+    pub(crate) fn new(deadline: Deadline) -> Self {
+        Self { deadline, callers: deadline::current() == Some(deadline) }
+    }
+
+    /// Whether it ended because the caller's time was over. Then the attempt was given up, as by a caller that goes away:
+    /// how long it had lasted says whether that speaks against the service.
+    pub(crate) fn ran_out(self, rejected: &Rejected) -> bool {
+        self.callers && rejected.reason == Reason::Deadline
+    }
+}
+
+/// Dropped by a panic of the caller's own code.
+struct Panics<'a>(&'a Guard);
+
+impl Drop for Panics<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        // One that lets no call pass has nothing to learn from it.
+        if let Some(Ok(permit)) = self.0.breaker.get().map(Breaker::try_acquire) {
+            permit.finish(Report { cause: "panicked", ..Outcome::Failure.into() });
+        }
     }
 }
 

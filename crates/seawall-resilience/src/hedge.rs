@@ -33,7 +33,7 @@ use latency::Latencies;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HedgeConfig {
-    /// `true` switches it on. Default false.
+    /// `true` switches it on with all defaults, `false` off. Default: on if any of the others is given.
     pub enabled: Option<bool>,
     /// How long to wait for the answer before asking again: a time (`50ms`), or a percentile of the latencies seen so
     /// far (`p95`, from p50 to p99.9). Default p95.
@@ -81,7 +81,7 @@ impl HedgeConfig {
     /// With the defaults for what is absent; none unless it is switched on.
     pub(crate) fn resolve(&self) -> Option<Config> {
         let defaults = Config::default();
-        self.enabled.unwrap_or(false).then(|| Config {
+        self.enabled.unwrap_or_else(|| *self != Self::default()).then(|| Config {
             delay: match self.delay.unwrap_or(defaults.delay) {
                 Delay::Percentile(rank) => Delay::Percentile(rank.clamp(*RANKS.start(), *RANKS.end())),
                 after => after,

@@ -146,6 +146,13 @@ impl<B: Body, S: FnOnce(Report)> ObservedBody<B, S> {
         }
         body
     }
+
+    /// The rest of the body is not waited for: the head decides now.
+    pub(crate) fn settle(&mut self) {
+        if let Some(settle) = self.settle.take() {
+            settle(self.head.report());
+        }
+    }
 }
 
 impl<B: Body, S: FnOnce(Report)> Body for ObservedBody<B, S> {

@@ -76,6 +76,15 @@ impl PolicyConfig {
         found.into_vec()
     }
 
+    /// What has no effect for want of something else.
+    fn idle(&self) -> Vec<(String, String)> {
+        let mut found = Problems::default();
+        self.rate_limit.idle(&mut found);
+        self.breaker.idle(&mut found);
+        self.chaos.idle(&mut found);
+        found.into_vec()
+    }
+
     /// With those of Seawall's defaults that a value may contradict.
     fn with_defaults(mut self) -> Self {
         let defaults = Policy::default();
@@ -191,7 +200,13 @@ impl Policies {
             let wrong: Vec<_> = own.iter().map(|(path, _)| part(path)).collect();
             let together =
                 together.into_iter().filter(|problem| !wrong.contains(&part(&problem.0)) && !inherited(problem));
-            for (path, what) in own.iter().cloned().chain(together) {
+            // What is there for others to build on may be of no effect by itself.
+            let heirs = || self.0.keys().filter(|heir| self.bases(heir.as_str()).contains(name.as_str()));
+            let idle = self.merged(name.as_str()).idle().into_iter().filter(|idle| {
+                bases.iter().all(|base| !self.merged(base).idle().contains(idle))
+                    && heirs().all(|heir| self.merged(heir.as_str()).idle().contains(idle))
+            });
+            for (path, what) in own.iter().cloned().chain(together).chain(idle) {
                 add(&path, what);
             }
         }
@@ -258,6 +273,25 @@ mod tests {
         assert_eq!(policies.of("other").bulkhead.unwrap().concurrent, 1024);
         assert_eq!(Policies::default().of("x"), Policy::default());
         assert!(policies.problems().is_empty(), "{:?}", policies.problems());
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named_where_nobody_gives_it_one() {
+        let found = |json| {
+            let policies = policies(json);
+            let problems = policies.problems();
+            problems.iter().map(|(name, path, _)| format!("{name}.{path}")).collect::<Vec<_>>()
+        };
+        let slow = serde_json::json!({ "breaker": { "slow_rate": "50%" } });
+        let chaos = serde_json::json!({ "chaos": { "latency": { "by": "1s" }, "status": { "code": 500 } } });
+        assert_eq!(found(serde_json::json!({ "default": slow, "a": {} })), ["default.breaker.slow_rate"]);
+        assert_eq!(found(serde_json::json!({ "default": { "timeout": "2s" }, "a": slow })), ["a.breaker.slow_rate"]);
+        let gives = serde_json::json!({ "breaker": { "slow_call": "1s" } });
+        assert!(found(serde_json::json!({ "default": slow, "a": gives, "b": {} })).is_empty());
+        assert!(found(serde_json::json!({ "default": gives, "a": slow })).is_empty());
+        let burst = serde_json::json!({ "rate_limit": { "burst": 5 } });
+        assert_eq!(found(serde_json::json!({ "a": burst, "b": { "extends": "a" } })), ["a.rate_limit.burst"]);
+        assert_eq!(found(serde_json::json!({ "a": chaos })), ["a.chaos.latency.by", "a.chaos.status.code"]);
     }
 
     #[test]

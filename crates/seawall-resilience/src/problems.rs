@@ -44,6 +44,13 @@ impl Problems {
         }
     }
 
+    /// A value that has no effect without another. To write a `default` down is no mistake.
+    pub fn idle<T: PartialEq>(&mut self, path: &str, value: Option<T>, default: Option<T>, without: &str) {
+        if value.is_some() && value != default {
+            self.add(path, format!("has no effect without `{without}`"));
+        }
+    }
+
     /// What was found.
     pub fn into_vec(self) -> Vec<(String, String)> {
         self.0

@@ -90,6 +90,15 @@ impl RateLimitConfig {
         }
     }
 
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        if self.rate.is_none() {
+            found.idle("rate_limit.algorithm", self.algorithm, Some(Algorithm::default()), "rate");
+            found.idle("rate_limit.burst", self.burst, None, "rate");
+            found.idle("rate_limit.wait", self.wait, Some(Period::default()), "rate");
+        }
+    }
+
     /// Complete, or `None` where nothing is limited.
     pub(crate) fn resolve(&self) -> Option<Config> {
         let rate = self.rate.filter(|_| self.enabled.unwrap_or(true))?;

@@ -205,7 +205,7 @@ impl Retry {
 
 /// A share of `whole`; the product alone may be rounded to more than the whole.
 fn part(whole: Duration, share: f64) -> Duration {
-    whole.mul_f64(share).min(whole)
+    Duration::try_from_secs_f64(whole.as_secs_f64() * share).unwrap_or(whole).min(whole)
 }
 
 /// What to do after an attempt.

@@ -30,7 +30,7 @@ use crate::{Clock, Name, PolicyName, Problems, Reason, Rejected, Tick};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ThrottleConfig {
-    /// `true` switches it on. Default false.
+    /// `true` switches it on with all defaults, `false` off. Default: on if any of the others is given.
     pub enabled: Option<bool>,
     /// How many times what it accepts a service is asked, 1 to 100. Default 2; less keeps back earlier.
     #[schemars(range(min = 1.0, max = 100.0))]
@@ -66,7 +66,7 @@ impl ThrottleConfig {
 
     /// Complete, or `None` where nothing is throttled.
     pub(crate) fn resolve(&self) -> Option<Config> {
-        self.enabled.unwrap_or(false).then(|| Config {
+        self.enabled.unwrap_or_else(|| *self != Self::default()).then(|| Config {
             k: self.k.filter(|k| !k.is_nan()).unwrap_or(2.0).clamp(1.0, 100.0),
             window: self.window.unwrap_or(Period::secs(120)).clamp(SHORTEST, LONGEST),
             max_reject: self.max_reject.unwrap_or(Ratio::percent(90)),

@@ -59,8 +59,8 @@ use seawall_resilience::clock::Manual;
 use seawall_resilience::layer::{BreakerLayer, FallbackLayer, HttpGuardLayer, RetryLayer, errors};
 use seawall_resilience::retry::Jitter;
 use seawall_resilience::{
-    Bulkhead, CallError, Clock, Fallback, Hedge, Outcome, Policies, Reason, Registry, Rejected, Report, Retrier, Retry,
-    hedge,
+    Bulkhead, CallError, Clock, Deadline, Fallback, Guard, Hedge, Outcome, Policies, Reason, Registry, Rejected,
+    Report, Retrier, Retry, deadline, hedge,
 };
 use seawall_types::{Period, Ratio};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
@@ -520,4 +520,131 @@ fn a_breaker_is_one_type_whatever_it_judges() {
         assert!(std::future::Future::poll(std::pin::pin!(ask(number)), &mut context).is_ready());
     }
     assert_eq!((client.breaker.counts().failed, client.breaker.state()), (2, State::Open));
+}
+
+fn patient_guard() -> Arc<Guard> {
+    let policies = policies(
+        r#"{"payment":{"timeout":"30s","retry":{"attempts":1},"breaker":{"window":"10 calls","minimum_calls":4}}}"#,
+    );
+    Arc::new(Guard::new("payment".into(), policies.of("payment"), Clock::tokio(), Arc::default()))
+}
+
+/// Time that the caller does not have says nothing about the service, until it is so long that the service should have
+/// answered: then one that hangs opens the breaker although nobody has the patience to see it time out.
+#[tokio::test(start_paused = true)]
+async fn a_caller_without_time_accuses_nobody_and_one_with_some_does() {
+    let guard = patient_guard();
+    let breaker = guard.breaker.get().unwrap();
+    for (left, cancelled, failed) in [(500, 1, 0), (1500, 1, 1)] {
+        let deadline = Deadline::after(Duration::from_millis(left));
+        let hang = |_| pending::<Result<(), &str>>();
+        let error = deadline::scope(deadline, guard.call(hang)).await.unwrap_err();
+        assert_eq!(error.rejected().unwrap().reason, Reason::Deadline);
+        assert_eq!((breaker.counts().cancelled, breaker.sums().failed), (cancelled, failed), "{left} ms");
+        let hang = |_| pending::<Result<http::Response<http_body_util::Empty<&[u8]>>, &str>>();
+        let guard = patient_guard();
+        let call = seawall_resilience::http::call(&guard, hang, seawall_resilience::http::failures);
+        assert!(deadline::scope(Deadline::after(Duration::from_millis(left)), call).await.is_err());
+        assert_eq!(guard.breaker.get().unwrap().sums().failed, failed, "{left} ms");
+    }
+}
+
+/// A predicate of the caller's that panics counts as a failure and holds nothing.
+#[tokio::test]
+async fn a_panicking_predicate_of_a_guard_counts_as_a_failure() {
+    let guard = patient_guard();
+    // Each counts beside what its attempt was: two of four.
+    for _ in 0..2 {
+        let guard = guard.clone();
+        let call = async move {
+            let again =
+                |_: &Result<(), CallError<&str>>| -> seawall_resilience::retry::Decision { panic!("on purpose") };
+            let _ = guard.call_with(|_| ready(Ok::<_, &str>(())), &seawall_resilience::layer::Usual, again).await;
+        };
+        assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    }
+    let breaker = guard.breaker.get().unwrap();
+    assert_eq!((breaker.counts().calls, breaker.counts().failed, breaker.state()), (4, 2, State::Open));
+    assert_eq!(guard.bulkhead.get().unwrap().in_use(), 0);
+}
+
+/// Whatever a program puts into the public configurations, no call panics, or hangs, because of it.
+#[tokio::test(start_paused = true)]
+async fn no_configuration_makes_a_call_panic() {
+    use seawall_resilience::{RateLimiter, Throttle, adaptive, bulkhead, chaos, rate_limit, throttle};
+    let (never, forever) = (Period::default(), Period::secs(u64::MAX));
+    for wild in [never, forever] {
+        for number in [0, 1, u32::MAX] {
+            for factor in [f64::NAN, f64::NEG_INFINITY, -1.0, f64::INFINITY] {
+                let config = bulkhead::Config {
+                    concurrent: number,
+                    wait: Period::millis(1),
+                    queue: number,
+                    shares: [Ratio::percent(0); 4],
+                    adaptive: Some(adaptive::Config {
+                        algorithm: adaptive::Algorithm::Aimd,
+                        min: number,
+                        max: 0,
+                        initial: number,
+                        latency: Some(wild),
+                    }),
+                };
+                let bulkhead = Bulkhead::new("payment".into(), config, Clock::tokio());
+                for _ in 0..3 {
+                    if let Ok(place) = Bulkhead::acquire(&bulkhead, SECOND).await {
+                        place.finish(adaptive::Ended::Served, Some(*wild));
+                    }
+                }
+                let config = throttle::Config {
+                    k: factor,
+                    window: wild,
+                    max_reject: Ratio::percent(100),
+                    minimum_calls: number,
+                };
+                let throttle = Throttle::new("payment".into(), config, Clock::tokio());
+                for _ in 0..3 {
+                    let _ = throttle.admit().map(|permit| permit.refused());
+                }
+                let retry = Retry {
+                    attempts: number.min(3),
+                    backoff: wild,
+                    max_backoff: wild,
+                    multiplier: factor,
+                    budget_floor: number,
+                    ..Retry::default()
+                };
+                let retrier = Retrier::new("payment".into(), retry, Clock::tokio());
+                let until = Clock::tokio().precise() + SECOND;
+                let failing = |_| ready(Err::<(), _>(CallError::Inner("no")));
+                let _ = retrier.call(Some(until), failing, seawall_resilience::retry::failures).await;
+                for algorithm in [rate_limit::Algorithm::Gcra, rate_limit::Algorithm::TokenBucket] {
+                    let config = rate_limit::Config {
+                        algorithm,
+                        burst: number,
+                        wait: Period::millis(1),
+                        rate: "1/s".parse().unwrap(),
+                    };
+                    let limiter = RateLimiter::new("payment".into(), config, Clock::tokio());
+                    let _ = limiter.acquire(SECOND).await;
+                }
+            }
+            let config = hedge::Config {
+                delay: hedge::Delay::After(never),
+                delay_floor: wild,
+                minimum_calls: number,
+                max: number.min(3),
+                on_error: true,
+                ..hedge::Config::default()
+            };
+            let hedge = Hedge::new("payment".into(), config, Clock::tokio());
+            let _ = hedge.call(|_| ready(Err::<(), _>(()))).await;
+            let config = chaos::Config {
+                seed: None,
+                fault: Ratio::percent(50),
+                latency: chaos::Latency { share: Ratio::percent(100), by: never, jitter: wild },
+                status: chaos::Status { share: Ratio::percent(100), code: 0 },
+            };
+            let _ = seawall_resilience::Chaos::new("payment".into(), Some(config)).decide();
+        }
+    }
 }

@@ -131,8 +131,6 @@ fn every_default_is_the_one_that_holds() {
         // Where the base has to say something itself, another part says it.
         let base = match key.as_str() {
             "chaos.fault" => with(base.clone(), "chaos", json!({ "latency": { "share": "1%" } })),
-            "hedge.enabled" => with(base.clone(), "hedge", json!({})),
-            "throttle.enabled" => with(base.clone(), "throttle", json!({})),
             // An adaptive limit begins elsewhere.
             "bulkhead.concurrent" => with(base.clone(), "bulkhead", json!({})),
             _ => base.clone(),

@@ -171,7 +171,7 @@ async fn a_server_answers_for_its_guard() {
     );
     // That was the caller's doing, and speaks against nobody.
     let counts = guard.breaker.get().unwrap().counts();
-    assert_eq!((counts.failed, counts.ignored), (0, 1));
+    assert_eq!((counts.failed, counts.cancelled), (0, 1));
     // No time to begin with.
     let response = ask("/slow").header("seawall-timeout-ms", "0").send().await.unwrap();
     assert_eq!(
@@ -436,4 +436,34 @@ async fn assert_gives_back<F: Future>(guard: &Guard, call: F) {
     drop(call);
     assert_eq!(guard.bulkhead.get().unwrap().in_use(), 0);
     assert_eq!(guard.breaker.get().unwrap().counts().cancelled, cancelled + 1);
+}
+
+/// While another attempt runs, an answer that says that the service cannot answer ends no race, and holds no place.
+#[tokio::test(start_paused = true)]
+async fn an_unavailable_answer_wins_no_race() {
+    let guard =
+        guard(serde_json::json!({ "hedge": { "delay": "10ms", "budget": "100%" }, "retry": { "attempts": 1 } }));
+    let attempt = |number: u32| async move {
+        tokio::time::sleep(Duration::from_millis(if number == 1 { 50 } else { 200 })).await;
+        let status = if number == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
+            Result<http_body::Frame<axum::body::Bytes>, std::io::Error>,
+        >());
+        let mut response = http::Response::new(body);
+        *response.status_mut() = status;
+        Ok::<_, std::io::Error>(response)
+    };
+    let mut whole = std::pin::pin!(call(&guard, attempt, failures));
+    let early = tokio::time::timeout(Duration::from_millis(100), whole.as_mut()).await;
+    let (breaker, bulkhead) = (guard.breaker.get().unwrap(), guard.bulkhead.get().unwrap());
+    assert!(
+        early.is_err(),
+        "{:?}",
+        (guard.hedge.get().map(|h| (h.counts(), h.delay())), guard.breaker.get().unwrap().counts())
+    );
+    assert_eq!((bulkhead.in_use(), breaker.sums().failed), (1, 1), "the first has failed and gone");
+    let response = whole.await.unwrap();
+    assert_eq!((response.status(), bulkhead.in_use()), (StatusCode::OK, 1));
+    drop(response);
+    assert_eq!(bulkhead.in_use(), 0);
 }

@@ -15,7 +15,8 @@ pub enum Window {
     Calls(u32),
     /// The calls of the last so long, in ten slices: `30s`.
     Time(Period),
-    /// Failures in a row; any success begins anew, and rates do not matter: `5 consecutive`.
+    /// Calls in a row that failed, or were slow where there is such a thing; any other success begins anew, and rates do
+    /// not matter: `5 consecutive`.
     Consecutive(u32),
 }
 
@@ -98,7 +99,7 @@ impl JsonSchema for Window {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "description": "What the breaker looks back on: `100 calls`, `30s`, or `5 consecutive` failures.",
+            "description": "What the breaker looks back on: `100 calls`, `30s`, or `5 consecutive` bad calls.",
             "examples": ["100 calls", "30s", "5 consecutive"],
             "pattern": r"^\s*([0-9]+\s*(calls?|consecutive)|([0-9]+(\.[0-9]+)?\s*[a-zµ]+\s*)+)\s*$"
         })
@@ -229,6 +230,12 @@ impl BreakerConfig {
             found.some("breaker.watch.slow_rate", watch.slow_rate, "it would always have opened");
         }
         let exact = self.semantics == Some(Semantics::Resilience4j);
+        let watched = self.watch.as_ref().and_then(|watch| watch.minimum_calls);
+        if let (Some(Window::Calls(size)), Some(minimum), false) = (self.window, watched, exact)
+            && minimum > size
+        {
+            found.add("breaker.watch.minimum_calls", format!("of {minimum} is more than the window of {size} calls"));
+        }
         match self.window {
             // Resilience4j takes the smaller of the two, and so does its mode.
             Some(Window::Calls(size)) if !exact && self.minimum_calls.is_some_and(|minimum| minimum > size) => {
@@ -238,10 +245,22 @@ impl BreakerConfig {
             Some(Window::Consecutive(_)) if self.failure_rate.is_some() || self.minimum_calls.is_some() => {
                 found.add("breaker.window", "counts failures in a row: no `failure_rate` or `minimum_calls` beside it");
             }
+            Some(Window::Consecutive(_)) if self.slow_rate.is_some() || self.watch.is_some() => {
+                found.add("breaker.window", "counts failures in a row: no `slow_rate` or `watch` beside it");
+            }
             Some(Window::Time(period)) if exact && (period.subsec_nanos() != 0 || period > SECONDS) => {
                 found.add("breaker.window", format!("of {period} must be whole seconds up to {SECONDS} here"));
             }
             _ => {}
+        }
+    }
+
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        if self.slow_call.is_none() {
+            let (watched, all) = (self.watch.as_ref().and_then(|watch| watch.slow_rate), Some(Ratio::percent(100)));
+            found.idle("breaker.slow_rate", self.slow_rate, all, "slow_call");
+            found.idle("breaker.watch.slow_rate", watched, all, "breaker.slow_call");
         }
     }
 
@@ -255,27 +274,24 @@ impl BreakerConfig {
         let limits = Limits {
             failure_rate: self.failure_rate.unwrap_or(base.limits.failure_rate),
             slow_rate: self.slow_rate.unwrap_or(base.limits.slow_rate),
-            minimum_calls: match window {
-                Window::Calls(size) if self.semantics != Some(Semantics::Resilience4j) => minimum_calls.clamp(1, size),
-                _ => minimum_calls.max(1),
-            },
+            minimum_calls,
         };
         let open_for = self.open_for.unwrap_or(base.open_for);
         let semantics = self.semantics.unwrap_or_default();
         let exact = semantics == Semantics::Resilience4j;
         let slow_twice = self.slow_call.map_or(Period::default(), |slow| slow.saturating_mul(2).into());
-        Some(Config {
+        let config = Config {
             mode: self.mode.unwrap_or_default(),
             window,
             limits,
             slow_call: self.slow_call,
             cancelled_after: self.cancelled_after.or(self.slow_call).unwrap_or(base.cancelled_after),
             open_for,
-            open_growth: self.open_growth.unwrap_or(1.0).clamp(1.0, 10.0),
-            max_open_for: self.max_open_for.unwrap_or(base.max_open_for).max(open_for),
+            open_growth: self.open_growth.unwrap_or(base.open_growth),
+            max_open_for: self.max_open_for.unwrap_or(base.max_open_for),
             open_jitter: self.open_jitter.unwrap_or(base.open_jitter),
             retry_after: self.retry_after.unwrap_or(false),
-            half_open_calls: self.half_open_calls.unwrap_or(base.half_open_calls).max(1),
+            half_open_calls: self.half_open_calls.unwrap_or(base.half_open_calls),
             verdict: self.verdict.unwrap_or_default(),
             probe_lease: self.probe_lease.or((!exact).then(|| open_for.max(slow_twice))),
             watch: self.watch.as_ref().map(|watch| Limits {
@@ -284,10 +300,13 @@ impl BreakerConfig {
                 minimum_calls: watch.minimum_calls.unwrap_or(limits.minimum_calls),
             }),
             semantics,
-        })
+        };
+        Some(config.bounded())
     }
 }
 
+/// Longer than anything stays open, and short enough to be added to any clock.
+const FAR: Period = Period::secs(365 * 24 * 3600);
 /// The longest time window in slices of a second.
 const SECONDS: Period = Period::secs(120);
 
@@ -302,7 +321,8 @@ pub struct Limits {
     pub minimum_calls: u32,
 }
 
-/// What a breaker does; every field is within its range. [`BreakerConfig`] says what each means.
+/// What a breaker does. [`BreakerConfig`] says what each field means, and its range; a breaker that is given a value
+/// beyond it takes the nearest within.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is documented where it is written, in BreakerConfig")]
 pub struct Config {
@@ -347,6 +367,30 @@ impl Default for Config {
 }
 
 impl Config {
+    /// With every value in its range: whoever wrote it, no call may panic because of it, or find the breaker shut for ever.
+    #[must_use]
+    pub(super) fn bounded(mut self) -> Self {
+        let exact = self.exact();
+        self.window = match self.window {
+            Window::Calls(size) => Window::Calls(size.clamp(1, Window::MAX)),
+            Window::Consecutive(failures) => Window::Consecutive(failures.clamp(1, Window::MAX)),
+            Window::Time(period) => Window::Time(period.clamp(Window::SHORTEST, Window::LONGEST)),
+        };
+        let most = match self.window {
+            Window::Calls(size) if !exact => size,
+            _ => Window::MAX,
+        };
+        self.limits.minimum_calls = self.limits.minimum_calls.clamp(1, most);
+        if let Some(watch) = &mut self.watch {
+            watch.minimum_calls = watch.minimum_calls.clamp(1, most);
+        }
+        self.open_for = self.open_for.min(FAR);
+        self.max_open_for = self.max_open_for.clamp(self.open_for, FAR);
+        self.open_growth = if self.open_growth.is_nan() { 1.0 } else { self.open_growth.clamp(1.0, 10.0) };
+        self.half_open_calls = self.half_open_calls.clamp(1, 1000);
+        self
+    }
+
     pub(super) fn exact(&self) -> bool {
         self.semantics == Semantics::Resilience4j
     }

@@ -502,3 +502,67 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn values_beyond_their_range_become_the_nearest_within() {
+    let beyond = |window| Config {
+        window,
+        limits: Limits { minimum_calls: 0, ..config().limits },
+        open_for: Period::secs(u64::MAX),
+        open_growth: f64::NAN,
+        max_open_for: Period::default(),
+        half_open_calls: 0,
+        watch: Some(Limits { minimum_calls: u32::MAX, ..config().limits }),
+        ..config()
+    };
+    let windows = [Window::Calls(0), Window::Calls(20_000), Window::Consecutive(0), Window::Time(Period::default())];
+    for window in windows.into_iter().chain([Window::Time(Period::secs(u64::MAX))]) {
+        for growth in [f64::NAN, -1.0, f64::INFINITY] {
+            let bench = Bench::new(Config { open_growth: growth, ..beyond(window) });
+            assert_eq!(bench.calls("f"), State::Open, "{window}");
+            bench.wait(366 * 24 * 3600);
+            assert_eq!(bench.calls("s"), State::Closed, "{window}");
+            bench.breaker.reload(Config { open_growth: growth, ..beyond(window) });
+            assert_eq!(bench.calls("f"), State::Open, "{window}");
+        }
+    }
+}
+
+/// A verdict that only the new thresholds give waits for no further failure.
+#[test]
+fn a_reload_that_lowers_the_threshold_decides_at_the_next_call() {
+    let bench = Bench::new(config());
+    assert_eq!(bench.calls("fssssssss"), State::Closed);
+    let limits = Limits { failure_rate: Ratio::percent(10), ..config().limits };
+    bench.breaker.reload(Config { limits, ..config() });
+    assert_eq!(bench.breaker.state(), State::Closed);
+    assert_eq!(bench.calls("s"), State::Open);
+}
+
+#[test]
+fn an_order_forgets_what_the_service_has_asked_for() {
+    let config = Config { retry_after: true, max_open_for: Period::secs(600), ..config() };
+    let bench = Bench::new(config);
+    let report = Report { retry_after: Some(Duration::from_secs(500)), ..Outcome::Failure.into() };
+    bench.permit().unwrap().finish(report);
+    bench.breaker.set(State::Closed);
+    assert_eq!(bench.calls("ffff"), State::Open);
+    assert_eq!(bench.breaker.open_for(), Duration::from_secs(30));
+}
+
+/// The executor catches a panic while the call's future lives on, and drops that much later.
+#[test]
+fn a_panic_counts_although_the_future_is_dropped_long_after() {
+    let bench = Bench::new(config());
+    for _ in 0..4 {
+        let mut call =
+            Box::pin(bench.breaker.call(async { if true { panic!("on purpose") } else { Ok::<_, ()>(()) } }));
+        let poll = std::panic::AssertUnwindSafe(|| {
+            let _ = call.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        });
+        assert!(std::panic::catch_unwind(poll).is_err());
+        drop(call);
+    }
+    assert_eq!((bench.breaker.state(), bench.breaker.counts().failed), (State::Open, 4));
+    assert_eq!(bench.breaker.bad_calls()[0].cause, "panicked");
+}

@@ -7,22 +7,24 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::{GuardedBody, Held, retry_after};
+use crate::guard::Given;
 use crate::layer::{Classify, Usual};
 use crate::retry::{self, Decision};
-use crate::{CallError, Deadline, Guard, Priority, deadline};
+use crate::{CallError, Guard, Hedge, Priority, deadline};
 
 /// What of HTTP is worth another attempt: what [`retry::failures`] says of errors, and the answers 502, 503 and 504, after
 /// the time that they ask for. Only for calls that may be done twice.
 pub fn failures<B, E>(result: &Result<Response<B>, CallError<E>>) -> Decision {
     match result {
-        Ok(response) => match response.status() {
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                Decision::Again { after: retry_after(response.headers()) }
-            }
-            _ => Decision::Stop,
-        },
+        Ok(response) if unavailable(response.status()) => Decision::Again { after: retry_after(response.headers()) },
+        Ok(_) => Decision::Stop,
         Err(_) => retry::failures(result),
     }
+}
+
+/// The service, or what stands before it, says that it cannot answer now.
+const fn unavailable(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
 /// Makes an HTTP call under all policies of `guard`, as [`Guard::call`] does, where the answer's head, body and trailers
@@ -58,6 +60,7 @@ where
 {
     let policies = guard.as_ref();
     let deadline = policies.timeout.deadline();
+    let given = Given::new(deadline);
     let whole = async {
         if let Some(limiter) = policies.rate_limit.get() {
             limiter.acquire(deadline.left()).await?;
@@ -65,19 +68,37 @@ where
         let until = policies.clock().precise() + deadline.left();
         let make = &make;
         let number = async |number| match policies.hedge.get() {
-            None => attempt(guard, number, make, deadline).await,
-            Some(hedge) => Box::pin(hedge.call(|beside| attempt(guard, number + beside - 1, make, deadline))).await,
+            None => attempt(guard, number, make, given).await,
+            Some(hedge) => Box::pin(hedged(hedge, |beside| attempt(guard, number + beside - 1, make, given))).await,
         };
         policies.retry.call(Some(until), number, again).await
     };
     policies.timeout.total(deadline, deadline::scope(deadline, whole)).await?
 }
 
+/// The first good answer counts. One that says that the service cannot answer ends no race while another call runs: its
+/// own attempt has failed now, and it waits to be the last, or to be dropped.
+async fn hedged<A, B, E>(hedge: &Hedge, attempt: impl Fn(u32) -> A) -> Result<Response<GuardedBody<B>>, CallError<E>>
+where
+    A: Future<Output = Result<Response<GuardedBody<B>>, CallError<E>>>,
+    B: Body,
+{
+    let attempt = async |number| match attempt(number).await {
+        Ok(mut response) if unavailable(response.status()) => {
+            response.body_mut().settle();
+            Err(Ok(response))
+        }
+        Ok(response) => Ok(response),
+        Err(error) => Err(Err(error)),
+    };
+    hedge.call(attempt).await.or_else(|failed| failed)
+}
+
 async fn attempt<G, F, A, B, E>(
     guard: &G,
     number: u32,
     make: &F,
-    deadline: Deadline,
+    given: Given,
 ) -> Result<Response<GuardedBody<B>>, CallError<E>>
 where
     G: AsRef<Guard> + Clone + Send + Sync + 'static,
@@ -86,7 +107,7 @@ where
     B: Body,
 {
     let policies = guard.as_ref();
-    let mut held = Held::admit(guard, Priority::default(), deadline.left(), 0).await?;
+    let mut held = Held::admit(guard, Priority::default(), given.deadline.left(), 0).await?;
     held.begin();
     let begun = Instant::now();
     let call = async {
@@ -100,7 +121,12 @@ where
         }
         make(number).await.map_err(CallError::Inner)
     };
-    let result = policies.timeout.attempt(deadline, call).await.unwrap_or_else(|rejected| Err(rejected.into()));
+    let result = match policies.timeout.attempt(given.deadline, call).await {
+        Ok(result) => result,
+        // What is held is dropped: the attempt was given up.
+        Err(rejected) if given.ran_out(&rejected) => return Err(rejected.into()),
+        Err(rejected) => Err(rejected.into()),
+    };
     match result {
         Ok(response) => Ok(held.answered(response, begun.elapsed())),
         Err(error) => {

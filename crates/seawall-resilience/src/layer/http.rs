@@ -167,13 +167,12 @@ where
             Err(error)
         }
         Err(rejected) => {
-            // A caller that gives too little time says nothing about the service.
-            let callers = rejected.reason == Reason::Deadline && told.deadline == Some(deadline);
-            held.finish(if callers {
-                Outcome::Ignored.into()
+            // Where the caller gave too little time the call was given up: how long it had lasted says what that means.
+            if rejected.reason == Reason::Deadline && told.deadline == Some(deadline) {
+                drop(held);
             } else {
-                Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() }
-            });
+                held.finish(Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() });
+            }
             Ok(turned_away(&rejected, true))
         }
     }
