@@ -5,6 +5,7 @@
 
 mod check;
 pub(crate) mod load;
+mod range;
 mod tree;
 
 use std::collections::BTreeMap;

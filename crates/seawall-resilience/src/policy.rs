@@ -198,15 +198,18 @@ impl Policies {
             // Where a part is wrong by itself, what it would contradict is not said too.
             let part = |path: &str| path.split('.').next().map(str::to_owned);
             let wrong: Vec<_> = own.iter().map(|(path, _)| part(path)).collect();
-            let together =
-                together.into_iter().filter(|problem| !wrong.contains(&part(&problem.0)) && !inherited(problem));
+            let together: Vec<_> = together
+                .into_iter()
+                .filter(|problem| !wrong.contains(&part(&problem.0)) && !inherited(problem))
+                .collect();
             // What is there for others to build on may be of no effect by itself.
             let heirs = || self.0.keys().filter(|heir| self.bases(heir.as_str()).contains(name.as_str()));
             let idle = self.merged(name.as_str()).idle().into_iter().filter(|idle| {
-                bases.iter().all(|base| !self.merged(base).idle().contains(idle))
+                !own.iter().chain(&together).any(|problem| part(&problem.0) == part(&idle.0))
+                    && bases.iter().all(|base| !self.merged(base).idle().contains(idle))
                     && heirs().all(|heir| self.merged(heir.as_str()).idle().contains(idle))
             });
-            for (path, what) in own.iter().cloned().chain(together).chain(idle) {
+            for (path, what) in own.iter().chain(&together).cloned().chain(idle) {
                 add(&path, what);
             }
         }

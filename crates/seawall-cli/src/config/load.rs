@@ -197,7 +197,7 @@ fn mend(tree: &mut Node, path: &[String], message: &str, mistakes: &mut Vec<Mist
         mistakes.push(Mistake {
             path: if labels.is_empty() { "the file".into() } else { labels.join(".") },
             what: describe(message),
-            hint: hint(message, node),
+            hint: hint(message, node).or_else(|| super::range::hint(message, path)),
             place: place.unwrap_or_else(|| node.place.clone()),
         });
     }
@@ -246,6 +246,7 @@ fn plain(message: &str) -> String {
         "u8" => "a whole number from 0 to 255",
         "u16" => "a whole number from 0 to 65535",
         "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "f64" => "a number",
         "a string" => "a text",
         "a sequence" => "a list",
         "a map" => "a block of keys",
