@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use seawall_control::Control;
 
-use crate::process;
+use crate::process::{self, Hangup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -18,15 +18,16 @@ pub(crate) struct Args {
 const DRAIN: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let hangup = Hangup::listen(&runtime)?;
     let loaded = process::config(args.config.as_deref())?;
     seawall_telemetry::logs::init(false);
     let mut config = loaded.config.control.clone();
     config.data = loaded.data();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let control = Control::bind(config, loaded.config.policies.clone(), loaded.plans()).await?;
-        process::reload_on_hangup(&loaded, control.upstreams())?;
+        hangup.reload(&loaded, control.upstreams());
         let mut served = tokio::spawn(control.run(drain));
         tokio::select! {
             ended = &mut served => return Ok(ended??),

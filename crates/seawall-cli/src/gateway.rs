@@ -8,6 +8,7 @@ use seawall_discovery::{Control, Subscriber, SubscriberConfig};
 use seawall_gateway::Gateway;
 use seawall_proxy::Upstreams;
 
+use crate::process::Hangup;
 use crate::{admin, process};
 
 #[derive(clap::Args)]
@@ -26,6 +27,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let runtime = process::runtime()?;
+    let hangup = Hangup::listen(&runtime)?;
     let loaded = process::config(Some(&args.config))?;
     seawall_telemetry::logs::init(false);
     let gateways = &loaded.config.gateways;
@@ -39,10 +42,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         (None, 0) => anyhow::bail!("the file has no gateway: add one under `gateways`"),
         (None, _) => anyhow::bail!("the file has several gateways, name one of them: {}", names()),
     };
-    process::runtime()?.block_on(async {
+    runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone());
-        process::reload_on_hangup(&loaded, upstreams.clone())?;
+        hangup.reload(&loaded, upstreams.clone());
         let gateway = Gateway::bind(name.as_str(), config.clone())?;
         let addr = gateway.addr();
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Context;
 use seawall_drain::Signals;
 use seawall_proxy::Upstreams;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Loaded, load};
 
@@ -25,30 +26,40 @@ pub(crate) fn unique() -> String {
 }
 
 /// One thread for what is not on the way of a request.
-pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
 }
 
-/// Each time SIGHUP comes, reads the file again and goes on under its policies; a file with a mistake is refused, and the
-/// last good policies stay. What else has changed in it takes a restart. Ends with the process.
-pub(crate) fn reload_on_hangup(loaded: &Loaded, upstreams: Upstreams) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-    let file = loaded.file.clone();
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            match load::load(&file) {
-                Ok(loaded) => {
-                    upstreams.reload(loaded.config.policies);
-                    tracing::info!(file = %file.display(), "the policies were read again");
-                }
-                Err(mistakes) => {
-                    let mistakes = mistakes.render(false);
-                    tracing::error!(file = %file.display(), "the policies stay as they were:\n{mistakes}");
+/// SIGHUP: "read your file again".
+pub(crate) struct Hangup(Signal);
+
+impl Hangup {
+    /// Listens from now on. The first thing that a part does, before it reads its file: a signal that nobody listens for
+    /// ends the process, and one that comes after the file was read is about what has changed since.
+    pub(crate) fn listen(runtime: &Runtime) -> anyhow::Result<Self> {
+        let _context = runtime.enter();
+        Ok(Self(signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?))
+    }
+
+    /// Each time it comes, reads the file again and goes on under its policies; a file with a mistake is refused, and the
+    /// last good policies stay. What else has changed in it takes a restart. Ends with the process.
+    pub(crate) fn reload(mut self, loaded: &Loaded, upstreams: Upstreams) {
+        let file = loaded.file.clone();
+        tokio::spawn(async move {
+            while self.0.recv().await.is_some() {
+                match load::load(&file) {
+                    Ok(loaded) => {
+                        upstreams.reload(loaded.config.policies);
+                        tracing::info!(file = %file.display(), "the policies were read again");
+                    }
+                    Err(mistakes) => {
+                        let mistakes = mistakes.render(false);
+                        tracing::error!(file = %file.display(), "the policies stay as they were:\n{mistakes}");
+                    }
                 }
             }
-        }
-    });
-    Ok(())
+        });
+    }
 }
 
 /// Resolves at SIGTERM or SIGINT.

@@ -12,6 +12,7 @@ use seawall_sidecar::app::App;
 use seawall_sidecar::{Sidecar, SidecarConfig};
 use seawall_types::{InstanceId, ServiceName};
 
+use crate::process::Hangup;
 use crate::{admin, guard, process};
 
 #[derive(clap::Args)]
@@ -52,6 +53,8 @@ pub(crate) struct Args {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let runtime = process::runtime()?;
+    let hangup = Hangup::listen(&runtime)?;
     let loaded = process::config(args.config.as_deref())?;
     seawall_telemetry::logs::init(false);
     let service = loaded.config.services.get(&args.service).cloned().unwrap_or_default();
@@ -59,7 +62,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(id) => id,
         None => InstanceId::try_new(&format!("{}-{}", args.service, args.app.port()))?,
     };
-    process::runtime()?.block_on(async {
+    runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let config = SidecarConfig {
             service: args.service.clone(),
@@ -74,7 +77,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             zone: service.zone,
         };
         let upstreams = Upstreams::new(loaded.config.policies.clone());
-        process::reload_on_hangup(&loaded, upstreams.clone())?;
+        hangup.reload(&loaded, upstreams.clone());
         let sidecar = Sidecar::bind(config)?;
         let (inbound, outbound) = (sidecar.inbound(), sidecar.outbound());
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control };
