@@ -1,0 +1,144 @@
+//! The clock that deadlines of holders are computed from: `CLOCK_BOOTTIME`, which nobody sets and which goes on while the
+//! machine sleeps. `Instant` stands still then, and a holder that slept would believe in its lock for too long.
+
+use std::ops::Add;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// A moment: the time since this machine started, its sleep included. Means nothing on another machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Boot(Duration);
+
+impl Boot {
+    /// So long after the start of the machine.
+    pub const fn after(since: Duration) -> Self {
+        Self(since)
+    }
+
+    /// The time from `earlier` until this; zero if that is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Boot {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
+
+/// Where the time comes from; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The kernel's `CLOCK_BOOTTIME`.
+    #[default]
+    Boottime,
+    /// One that a test moves.
+    Manual(Manual),
+}
+
+impl Clock {
+    /// A clock that stands still until the other half moves it.
+    pub fn manual() -> (Self, Manual) {
+        let manual = Manual(Arc::new(watch::Sender::new(Boot::default())));
+        (Self::Manual(manual.clone()), manual)
+    }
+
+    /// The time.
+    pub fn now(&self) -> Boot {
+        match self {
+            Self::Boottime => {
+                let time = clock_gettime(ClockId::Boottime);
+                // It begins at zero when the machine starts; neither part is ever negative.
+                Boot(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
+            }
+            Self::Manual(manual) => *manual.0.borrow(),
+        }
+    }
+
+    /// Resolves at `at`, at once if that has passed. Needs a runtime with I/O and time. Cancel safe.
+    pub(crate) async fn sleep_until(&self, at: Boot) {
+        match self {
+            Self::Boottime => {
+                while self.now() < at {
+                    // A process may run out of descriptors; then a timer that stops in the machine's sleep has to do.
+                    if boot_timer(at).await.is_err() {
+                        tokio::time::sleep(at.since(self.now())).await;
+                    }
+                }
+            }
+            Self::Manual(manual) => {
+                let mut moved = manual.0.subscribe();
+                // The sender lives as long as this clock.
+                let _ = moved.wait_for(|now| *now >= at).await;
+            }
+        }
+    }
+}
+
+/// A timer of the kernel's, which fires at once when the process is continued or the machine wakes up too late.
+async fn boot_timer(at: Boot) -> std::io::Result<()> {
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let value = Timespec {
+        tv_sec: i64::try_from(at.0.as_secs()).unwrap_or(i64::MAX),
+        // Zero would switch the timer off; a nanosecond more is none too late.
+        tv_nsec: i64::from(at.0.subsec_nanos().max(1)),
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval: never, it_value: value })?;
+    // Deprecated for descriptors that somebody else may close; this one is owned.
+    #[expect(deprecated, reason = "its successor is unsafe to call, and an owned descriptor needs no promise")]
+    let timer = AsyncFd::new(timer)?;
+    drop(timer.readable().await?);
+    Ok(())
+}
+
+/// Moves a manual clock. All clones move the same one.
+#[derive(Clone, Debug)]
+pub struct Manual(Arc<watch::Sender<Boot>>);
+
+impl Manual {
+    /// Goes on by `duration`.
+    pub fn advance(&self, duration: Duration) {
+        self.0.send_modify(|now| *now = *now + duration);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_timer_waits_until_its_moment_and_not_for_the_past() {
+        let clock = Clock::default();
+        let from = clock.now();
+        clock.sleep_until(from).await;
+        clock.sleep_until(from + Duration::from_millis(20)).await;
+        let took = clock.now().since(from);
+        assert!(took >= Duration::from_millis(20) && took < Duration::from_secs(5), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_manual_clock_wakes_who_waits() {
+        let (clock, hand) = Clock::manual();
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep_until(Boot::after(Duration::from_secs(3600))).await }
+        });
+        tokio::task::yield_now().await;
+        hand.advance(Duration::from_secs(3599));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        hand.advance(Duration::from_secs(1));
+        tokio::time::timeout(Duration::from_secs(5), sleeper).await.expect("it wakes").unwrap();
+    }
+}

@@ -1,0 +1,46 @@
+//! Coordination: one at a time, over processes and machines, and a holder that knows when it is none any more.
+//!
+//! - A [`Session`] is a lease that a thread keeps alive. It is lost when the holder's own clock says so, before the backend
+//!   can give anything away, and without any answer from it.
+//! - A [`Lock`] is a fair queue: whoever asked first has it first, and each waits for the one before alone. Its [`Guard`]
+//!   carries a fencing token, which only grows, and says how long it is still valid.
+//! - A [`Backend`] does both somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API.
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use seawall_coord::{LockName, Owner, Session, SessionConfig, StoreBackend};
+//!
+//! let store = Arc::new(seawall_store::Embedded::memory().unwrap());
+//! let backend = StoreBackend::open(store).await.unwrap();
+//! let session = Session::open(backend, SessionConfig::new(Owner::try_new("payment").unwrap())).await.unwrap();
+//! let lock = session.lock(LockName::try_new("payment-7").unwrap());
+//!
+//! let guard = lock.acquire_within(Duration::from_secs(5)).await.unwrap();
+//! println!("token {}, sure for another {:?}", guard.fence(), guard.remaining());
+//! // Cancelled when the lock is lost.
+//! guard.run(async { /* pay */ }).await.unwrap();
+//! guard.release().await.unwrap();
+//! # });
+//! ```
+//!
+//! What no lock can do is described in `docs/coordination.md`: a holder that is paused between its last look and its write
+//! writes late. The resource has to refuse tokens smaller than the largest that it has seen.
+
+mod backend;
+mod class;
+mod clock;
+mod lock;
+mod name;
+mod session;
+
+pub use backend::remote::Remote;
+pub use backend::store::{Audit, StoreBackend, StoreLease};
+pub use backend::view::{ClaimView, LockView};
+pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
+pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
+pub use clock::{Boot, Clock, Manual};
+pub use lock::{Guard, Lock, WithError};
+pub use name::{LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
+pub use session::{Keep, Loss, Session, SessionConfig, SessionError, Why};

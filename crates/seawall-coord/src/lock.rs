@@ -1,0 +1,261 @@
+//! The lock: a place in a fair queue, and the guard of whoever is first.
+//!
+//! Every acquisition is a claim of its own, recognised by its token. So two tasks of one session exclude each other as two
+//! sessions do, and a task that acquires a lock that it holds waits for itself, until its time is over.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::backend::{Backend, BackendError, Claim, ClaimError, MAX_INFO, Released, Want};
+use crate::class::{Fence, Fences};
+use crate::name::{LockName, Token};
+use crate::session::runner::Command;
+use crate::session::{Inner, Loss, Session, Why};
+
+/// The longest that a lock can be waited for.
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// A lock of a session. Not held by being there; see [`Lock::acquire_within`].
+pub struct Lock<B: Backend> {
+    session: Session<B>,
+    name: LockName,
+    info: String,
+}
+
+impl<B: Backend> fmt::Debug for Lock<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Work that was not done, or not to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WithError {
+    /// The lock was not acquired; the work has not begun.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The lock was lost and the work was dropped where it stood.
+    #[error("the lock was lost during the work: {0}")]
+    Lost(Why),
+}
+
+impl<B: Backend> Lock<B> {
+    pub(crate) fn new(session: Session<B>, name: LockName) -> Self {
+        Self { session, name, info: String::new() }
+    }
+
+    /// The same with a text for those who ask who holds the lock; at most 4 KiB. Default empty.
+    #[must_use]
+    pub fn info(mut self, info: impl Into<String>) -> Self {
+        self.info = info.into();
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &LockName {
+        &self.name
+    }
+
+    /// Takes the lock if it is free and nobody waits for it. Cancel safe: what a dropped future may have taken is given back
+    /// by the session's thread.
+    ///
+    /// # Errors
+    /// [`ClaimError`], never [`ClaimError::Busy`]: that is `None`.
+    pub async fn try_acquire(&self) -> Result<Option<Guard<B>>, ClaimError> {
+        match self.claim(Duration::ZERO).await {
+            Ok(guard) => Ok(Some(guard)),
+            Err(ClaimError::Busy { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the lock, at most for `patience` (a day at most; zero waits for nothing and may be [`ClaimError::Busy`]).
+    /// Cancel safe: a dropped future loses its place in the queue, and the session's thread clears it up.
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub async fn acquire_within(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
+        self.claim(patience.min(MAX_PATIENCE)).await
+    }
+
+    /// Acquires the lock, does the work, releases the lock. The work is dropped where it stands when the lock is lost; when
+    /// the future itself is dropped, the lock is given back.
+    ///
+    /// # Errors
+    /// [`WithError`]. A release that fails is no error of the work: it is tried again in the background.
+    pub async fn with<T>(&self, patience: Duration, work: impl AsyncFnOnce(&Guard<B>) -> T) -> Result<T, WithError> {
+        let guard = self.acquire_within(patience).await?;
+        let done = guard.run(work(&guard)).await.map_err(WithError::Lost)?;
+        if let Err(error) = guard.release().await {
+            tracing::debug!(%error, lock = %self.name, "a release is tried again in the background");
+        }
+        Ok(done)
+    }
+
+    async fn claim(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
+        self.session.check().map_err(ClaimError::Lost)?;
+        let inner = &self.session.inner;
+        if self.info.len() > MAX_INFO {
+            let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", self.info.len());
+            return Err(BackendError::Refused { backend: inner.backend.name(), why }.into());
+        }
+        let want = Want { name: self.name.clone(), token: Token::random(), info: self.info.clone() };
+        let mut pending = Pending { inner: inner.clone(), name: want.name.clone(), token: want.token, left: true };
+        let mut loss = self.session.loss();
+        let claimed = tokio::select! {
+            biased;
+            why = loss.wait() => Err(ClaimError::Lost(why)),
+            claimed = inner.backend.claim(&inner.lease, &want, patience) => claimed,
+        };
+        match claimed {
+            Ok(claim) => {
+                // The answer may be old by now.
+                self.session.check().map_err(ClaimError::Lost)?;
+                pending.left = false;
+                Ok(Guard::new(inner.clone(), claim))
+            }
+            Err(error) => {
+                pending.left = !matches!(error, ClaimError::Busy { .. } | ClaimError::TimedOut { .. });
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A claim that may be in the queue; withdrawn when dropped.
+struct Pending<B: Backend> {
+    inner: Arc<Inner<B>>,
+    name: LockName,
+    token: Token,
+    left: bool,
+}
+
+impl<B: Backend> Drop for Pending<B> {
+    fn drop(&mut self) {
+        if self.left {
+            let order = Command::Withdraw { name: self.name.clone(), token: self.token, reply: None };
+            // Without a thread the session is closed, and the claim with it.
+            let _ = self.inner.commands.send(order);
+        }
+    }
+}
+
+/// Holds a lock. When it is dropped, the session's thread gives the lock back soon after; [`Guard::release`] does it now and
+/// says whether it was still held.
+#[must_use = "the lock is given back when its guard is dropped"]
+pub struct Guard<B: Backend> {
+    inner: Arc<Inner<B>>,
+    claim: Claim,
+    /// What happens to this claim alone.
+    removed: watch::Receiver<Option<Why>>,
+    held: bool,
+}
+
+impl<B: Backend> fmt::Debug for Guard<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("claim", &self.claim).finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> Guard<B> {
+    fn new(inner: Arc<Inner<B>>, claim: Claim) -> Self {
+        let (lost, removed) = watch::channel(None);
+        let _ = inner.commands.send(Command::Watch { claim: claim.clone(), lost });
+        Self { inner, claim, removed, held: true }
+    }
+
+    /// The lock's name.
+    pub fn name(&self) -> &LockName {
+        &self.claim.name
+    }
+
+    /// How long the lock is still sure without another keep-alive, by the holder's own clock; zero when it is lost.
+    pub fn remaining(&self) -> Duration {
+        self.check().unwrap_or_default()
+    }
+
+    /// The same, or why the lock is lost. Reads the clock. A look and an act after it are two things: in between the process
+    /// may be paused, which only a resource that checks [`Guard::fence`] can notice.
+    ///
+    /// # Errors
+    /// Why it is lost; once lost, always lost.
+    pub fn check(&self) -> Result<Duration, Why> {
+        match *self.removed.borrow() {
+            Some(why) => Err(why),
+            None => self.inner.shared.check(),
+        }
+    }
+
+    /// Resolves when the lock is lost: by the holder's own deadline without any answer from the backend, or because the
+    /// claim was removed there. Cancel safe.
+    pub async fn lost(&self) -> Why {
+        let mut session = Loss::new(self.inner.shared.lost.subscribe());
+        let mut removed = self.removed.clone();
+        tokio::select! {
+            biased;
+            why = session.wait() => why,
+            // When nobody watches the claim any more, the session says why.
+            Ok(why) = removed.wait_for(Option::is_some) => why.unwrap_or(Why::Removed),
+        }
+    }
+
+    /// Does the work as long as the lock is held, and drops it where it stands when the lock is lost.
+    ///
+    /// # Errors
+    /// Why it was lost.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Why> {
+        tokio::select! {
+            biased;
+            why = self.lost() => Err(why),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Sends a keep-alive now, and says how long the lock is sure after it; for a session that is kept alive by hand.
+    ///
+    /// # Errors
+    /// Why it is lost.
+    pub async fn extend(&self) -> Result<Duration, Why> {
+        Session { inner: self.inner.clone() }.renew().await?;
+        self.check()
+    }
+
+    /// Gives the lock back, if it is still this guard's. Cancel safe: the release goes on.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the backend did not confirm it at once; it is tried again in the background until it does or
+    /// the session is over.
+    pub async fn release(mut self) -> Result<Released, BackendError> {
+        self.held = false;
+        let (reply, answer) = oneshot::channel();
+        let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply: Some(reply) };
+        if self.inner.commands.send(order).is_err() {
+            // The session is closed, the lock free.
+            return Ok(Released::WasNotHeld);
+        }
+        answer.await.unwrap_or_else(|_| {
+            let why = "the session was closed in the meantime".to_owned();
+            Err(BackendError::Unknown { backend: self.inner.backend.name(), why })
+        })
+    }
+}
+
+impl<B: Backend<Class: Fences>> Guard<B> {
+    /// The fencing token: larger than that of every holder before.
+    pub fn fence(&self) -> Fence {
+        self.claim.fence.expect("a backend of this class gives every claim a token")
+    }
+}
+
+impl<B: Backend> Drop for Guard<B> {
+    fn drop(&mut self) {
+        if self.held {
+            let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply: None };
+            let _ = self.inner.commands.send(order);
+        }
+    }
+}

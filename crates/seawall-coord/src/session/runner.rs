@@ -1,0 +1,220 @@
+//! The thread of a session: sends keep-alives, fires the loss, watches claims, gives claims back.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::backend::{Backend, BackendError, Claim, Gone, Released};
+use crate::clock::Boot;
+use crate::name::{LockName, Token};
+use crate::session::state::Event;
+use crate::session::{Shared, Why};
+
+/// How long the backend may take to end a session that nobody waits for.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What the thread is asked to do.
+pub(crate) enum Command {
+    /// Give a claim back, and tell somebody.
+    Withdraw { name: LockName, token: Token, reply: Option<oneshot::Sender<Result<Released, BackendError>>> },
+    /// Tell when a claim vanishes, as long as somebody listens.
+    Watch { claim: Claim, lost: watch::Sender<Option<Why>> },
+    /// Send a keep-alive now, and tell when one is answered.
+    Renew(oneshot::Sender<()>),
+    /// End the session.
+    Close(oneshot::Sender<Result<(), BackendError>>),
+}
+
+/// Starts the thread. It ends when the channel is closed or a [`Command::Close`] was done.
+pub(crate) fn start<B: Backend>(
+    shared: Arc<Shared>,
+    backend: B,
+    lease: B::Lease,
+    orders: mpsc::UnboundedReceiver<Command>,
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let run = move || runtime.block_on(Runner { shared, backend, lease, waiting: Vec::new() }.run(orders));
+    let started = std::thread::Builder::new().name("seawall-session".to_owned()).spawn(run);
+    started.map(drop).map_err(|error| error.to_string())
+}
+
+struct Runner<B: Backend> {
+    shared: Arc<Shared>,
+    backend: B,
+    lease: B::Lease,
+    /// Who wants to hear of an answered keep-alive.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// A keep-alive under way.
+type Renewal = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+impl<B: Backend> Runner<B> {
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Command>) {
+        let mut renewal: Option<Renewal> = None;
+        let mut event = Event::Look;
+        loop {
+            let renewed = matches!(event, Event::Renewed { .. });
+            if self.shared.step(event) {
+                renewal = Some(self.renewal());
+            }
+            if renewed {
+                for waiter in self.waiting.drain(..) {
+                    // Whoever no longer waits has dropped its half.
+                    let _ = waiter.send(());
+                }
+            }
+            let wake = self.shared.with(|state, _| state.wake());
+            event = tokio::select! {
+                // In this order: a loss is not held up by a busy channel.
+                biased;
+                () = sleep_until(&self.shared, wake) => Event::Look,
+                event = finished(&mut renewal) => {
+                    renewal = None;
+                    event
+                }
+                order = orders.recv() => match order {
+                    Some(Command::Close(reply)) => {
+                        self.shared.step(Event::Over(Why::Closed));
+                        let _ = reply.send(self.close().await);
+                        return;
+                    }
+                    // The last session, lock and guard is gone.
+                    None => {
+                        self.shared.step(Event::Over(Why::Closed));
+                        if let Err(error) = self.close().await {
+                            tracing::debug!(%error, "a session was not closed; it ends by its time to live");
+                        }
+                        return;
+                    }
+                    Some(order) => self.order(order, renewal.is_some()),
+                },
+            };
+        }
+    }
+
+    /// Begins a keep-alive. The clock is read before anything is sent.
+    fn renewal(&self) -> Renewal {
+        let (backend, lease) = (self.backend.clone(), self.lease.clone());
+        let (sent, patience) = self.shared.with(|state, now| (now, state.times().patience()));
+        Box::pin(async move {
+            match tokio::time::timeout(patience, backend.renew(&lease)).await {
+                Ok(Ok(ttl)) => Event::Renewed { sent, ttl },
+                Ok(Err(BackendError::NoSession { .. })) => Event::Over(Why::Ended),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a keep-alive failed; it is tried again");
+                    Event::Failed
+                }
+                Err(_) => {
+                    tracing::debug!(backend = %backend.name(), ?patience, "a keep-alive was not answered");
+                    Event::Failed
+                }
+            }
+        })
+    }
+
+    fn order(&mut self, order: Command, renewing: bool) -> Event {
+        match order {
+            Command::Withdraw { name, token, reply } => {
+                let (backend, lease, times) = (self.backend.clone(), self.lease.clone(), self.ttl());
+                tokio::spawn(withdraw(backend, lease, name, token, times, reply));
+            }
+            Command::Watch { claim, lost } => {
+                let (backend, lease) = (self.backend.clone(), self.lease.clone());
+                tokio::spawn(watch_claim(backend, lease, claim, lost, self.shared.clone()));
+            }
+            Command::Renew(reply) => {
+                self.waiting.push(reply);
+                if !renewing {
+                    return Event::Wanted;
+                }
+            }
+            // Done where it is received.
+            Command::Close(_) => {}
+        }
+        Event::Look
+    }
+
+    fn ttl(&self) -> Duration {
+        self.shared.with(|state, _| state.times().ttl)
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        match tokio::time::timeout(CLOSING, self.backend.close(&self.lease)).await {
+            Ok(closed) => closed,
+            Err(_) => Err(BackendError::Unknown {
+                backend: self.backend.name(),
+                why: format!("no answer to the end of the session within {CLOSING:?}"),
+            }),
+        }
+    }
+}
+
+async fn sleep_until(shared: &Shared, wake: Option<Boot>) {
+    match wake {
+        Some(wake) => shared.clock.sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(renewal: &mut Option<Renewal>) -> Event {
+    match renewal {
+        Some(renewal) => renewal.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives a claim back, again and again until the backend has confirmed it or its session must be over there.
+async fn withdraw<B: Backend>(
+    backend: B,
+    lease: B::Lease,
+    name: LockName,
+    token: Token,
+    ttl: Duration,
+    mut reply: Option<oneshot::Sender<Result<Released, BackendError>>>,
+) {
+    // A session that lives is kept alive, so this has no natural end; whoever cannot reach the backend for so long has lost
+    // the session, too.
+    let end = tokio::time::Instant::now() + ttl * 4;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let withdrawn = backend.withdraw(&lease, &name, &token).await;
+        let again = match &withdrawn {
+            Ok(_) => false,
+            Err(error) => error.retryable() && tokio::time::Instant::now() < end,
+        };
+        if let Some(reply) = reply.take() {
+            // The caller hears of the first try; the others are made anyway.
+            let _ = reply.send(withdrawn);
+        }
+        if !again {
+            return;
+        }
+        tokio::time::sleep(pause.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Waits until a claim vanishes, and tells its guard; a session that has ended is lost as a whole.
+async fn watch_claim<B: Backend>(
+    backend: B,
+    lease: B::Lease,
+    claim: Claim,
+    lost: watch::Sender<Option<Why>>,
+    shared: Arc<Shared>,
+) {
+    let gone = tokio::select! {
+        gone = backend.gone(&lease, &claim) => gone,
+        () = lost.closed() => return,
+    };
+    match gone {
+        Gone::Removed => drop(lost.send_replace(Some(Why::Removed))),
+        Gone::Session => {
+            shared.step(Event::Over(Why::Ended));
+            lost.send_replace(Some(Why::Ended));
+        }
+    }
+}
