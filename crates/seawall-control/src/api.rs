@@ -25,10 +25,12 @@ use seawall_types::{Change, Instance, InstanceId, Period, Revision, ServiceName,
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::coord::{self, Coord};
+
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// The longest that a request may wait for something to happen.
-const MAX_WAIT: Duration = Duration::from_secs(120);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The largest request body.
 const MAX_BODY: usize = 256 * 1024;
 
@@ -38,11 +40,13 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) runner: Runner,
     pub(crate) upstreams: Upstreams,
+    pub(crate) coord: Coord,
     pub(crate) drain: Drain,
 }
 
 pub(crate) fn router(app: App) -> Router {
     const INSTANCE: &str = "/v1/services/{service}/instances/{id}";
+    let coord = coord::router(app.coord.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -59,16 +63,17 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/subscribers", get(subscribers))
         .route("/v1/sagas", get(sagas))
         .route("/v1/sagas/{name_or_id}", post(start_saga).get(saga))
+        .merge(coord)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
 /// A query string; one that is wrong is answered as every other mistake is.
-struct Params<T>(T);
+pub(crate) struct Params<T>(pub(crate) T);
 
 impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Problem;
@@ -81,7 +86,7 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Par
 }
 
 /// An answer that says what is wrong: `{"error": "..."}`.
-struct Problem(StatusCode, String);
+pub(crate) struct Problem(pub(crate) StatusCode, pub(crate) String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {

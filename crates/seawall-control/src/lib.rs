@@ -1,6 +1,7 @@
-//! The control node: the registry, the saga runner and the HTTP API in front of both, on one store.
+//! The control node: the registry, locks, the saga runner and the HTTP API in front of them, on one store.
 
 mod api;
+mod coord;
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
+use seawall_coord::{BackendError, StoreBackend};
 use seawall_drain::Drain;
 use seawall_proxy::{Client, Upstreams};
 use seawall_registry::{Registry, RegistryError};
@@ -59,6 +61,9 @@ pub enum ControlError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// Sessions and locks.
+    #[error(transparent)]
+    Coord(#[from] BackendError),
     /// The saga log.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -73,6 +78,7 @@ pub struct Control {
     listener: TcpListener,
     addr: SocketAddr,
     registry: Registry,
+    locks: StoreBackend,
     upstreams: Upstreams,
     log: Log,
     plans: Vec<Plan>,
@@ -90,8 +96,9 @@ impl Control {
         let addr = listener.local_addr().map_err(listen)?;
         let store = Arc::new(Embedded::open(&config.data.join("store.db"))?);
         let log = Log::open(&config.data.join("sagas.db"))?;
-        let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store).await?;
-        Ok(Self { listener, addr, registry, upstreams: Upstreams::new(policies), log, plans })
+        let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
+        let locks = StoreBackend::open(store).await?;
+        Ok(Self { listener, addr, registry, locks, upstreams: Upstreams::new(policies), log, plans })
     }
 
     /// Whom the saga runner calls, and under which policies.
@@ -110,7 +117,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
-        let Self { listener, addr, registry, upstreams, log, plans } = self;
+        let Self { listener, addr, registry, locks, upstreams, log, plans } = self;
         upstreams.publish(registry.snapshot());
         tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
         let client = Client::new(upstreams.clone());
@@ -121,7 +128,8 @@ impl Control {
         register_self(&registry, addr).await?;
         tokio::spawn(beat_self(registry.clone(), addr, drain.clone()));
         tracing::info!(%addr, "control is ready");
-        let app = api::router(api::App { registry, runner, upstreams, drain: drain.clone() });
+        let coord = coord::Coord::new(locks, drain.clone());
+        let app = api::router(api::App { registry, runner, upstreams, coord, drain: drain.clone() });
         let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
         served.await.map_err(ControlError::Serve)
     }

@@ -66,7 +66,7 @@ impl Clock {
     }
 
     /// Resolves at `at`, at once if that has passed. Needs a runtime with I/O and time. Cancel safe.
-    pub(crate) async fn sleep_until(&self, at: Boot) {
+    pub async fn sleep_until(&self, at: Boot) {
         match self {
             Self::Boottime => {
                 while self.now() < at {
