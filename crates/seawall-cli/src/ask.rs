@@ -50,21 +50,30 @@ pub(crate) enum SagaCommand {
 }
 
 impl Which {
-    fn control(&self) -> anyhow::Result<Control> {
-        let addr = match self.control {
-            Some(addr) => addr,
+    /// The control node's address.
+    pub(crate) fn addr(&self) -> anyhow::Result<SocketAddr> {
+        match self.control {
+            Some(addr) => Ok(addr),
             None => {
                 let here = PathBuf::from("seawall.yaml");
                 let file = self.config.clone().or_else(|| here.exists().then_some(here));
-                process::config(file.as_deref())?.control_addr()
+                Ok(process::config(file.as_deref())?.control_addr())
             }
-        };
-        Ok(Control::new([addr]))
+        }
     }
 
-    fn get<T: for<'de> serde::Deserialize<'de>>(&self, path: &str) -> anyhow::Result<T> {
-        let control = self.control()?;
-        let answer = control.send(Method::GET, path, Vec::new(), Duration::from_secs(10));
+    pub(crate) fn get<T: for<'de> serde::Deserialize<'de>>(&self, path: &str) -> anyhow::Result<T> {
+        self.send(Method::GET, path, Vec::new())
+    }
+
+    pub(crate) fn send<T: for<'de> serde::Deserialize<'de>>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<T> {
+        let control = Control::new([self.addr()?]);
+        let answer = control.send(method, path, body, Duration::from_secs(10));
         Ok(serde_json::from_slice(&process::runtime()?.block_on(answer)?)?)
     }
 }

@@ -7,6 +7,8 @@ mod control;
 mod gateway;
 mod guard;
 mod init;
+mod lock;
+mod locks;
 mod policies;
 mod process;
 mod sidecar;
@@ -64,6 +66,10 @@ enum Command {
     Policies(policies::PoliciesArgs),
     /// Put the breaker of a service into a state by hand, or let the calls decide again.
     Breaker(policies::BreakerArgs),
+    /// Run a command while holding a lock; it is ended when the lock is lost.
+    Lock(lock::Args),
+    /// Show who holds which lock and who waits; take a lock away by force.
+    Locks(locks::Args),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -100,6 +106,8 @@ fn main() -> ExitCode {
         Command::Reload(args) => up::client::reload(&args),
         Command::Policies(args) => policies::show(&args),
         Command::Breaker(args) => policies::order(&args),
+        Command::Lock(args) => lock::run(args),
+        Command::Locks(args) => locks::run(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod fleet;
 mod hosts;
+mod locks;
 mod orders;
 mod policies;
 mod saga;

@@ -1,0 +1,216 @@
+//! `seawall lock NAME -- COMMAND`: runs COMMAND while it holds the lock NAME, and ends it when the lock is lost.
+//!
+//! The command runs under `seawall guard --group --lease`, a process of its own. So it is dead before the lock can go to
+//! somebody else even when this process is stopped (Ctrl-Z, SIGSTOP) or killed with -9: the guard knows until when the
+//! command may run, and hears of its parent's death.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
+use seawall_coord::{Boot, ClaimError, Clock, LockName, Owner, Remote, Session, SessionConfig, SessionError};
+use seawall_drain::Signals;
+use seawall_types::Period;
+use tokio::process::Child;
+
+use crate::ask::Which;
+use crate::{guard, process};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit codes: the command's own; 128 and the signal's number if it died by one; 69 control does not \
+answer; 70 the lock was lost and the command ended; 75 the lock was not free in time."
+)]
+pub(crate) struct Args {
+    /// The lock: up to 255 bytes, no `/`.
+    name: LockName,
+    /// How long others wait after this machine has died or cannot reach control; 1s to 1h.
+    #[arg(long, default_value = "10s")]
+    ttl: Period,
+    /// How long to wait for the lock.
+    #[arg(long, default_value = "30s", conflicts_with = "try")]
+    wait: Period,
+    /// Do not wait: run the command only if the lock is free.
+    #[arg(long)]
+    r#try: bool,
+    /// Who it is, for those who look. Default: host and process.
+    #[arg(long)]
+    owner: Option<Owner>,
+    #[command(flatten)]
+    which: Which,
+    /// The command and its arguments. It finds its fencing token in SEAWALL_FENCING_TOKEN and the lock's name in
+    /// SEAWALL_LOCK.
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+}
+
+/// Control does not answer (`EX_UNAVAILABLE`).
+const UNAVAILABLE: i32 = 69;
+/// The lock was lost (`EX_SOFTWARE`).
+const LOST: i32 = 70;
+/// The lock was not free (`EX_TEMPFAIL`).
+const BUSY: i32 = 75;
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let runtime = process::runtime()?;
+    // Ends by itself, when everything is given back.
+    let code = runtime.block_on(Box::pin(hold(args)))?;
+    std::process::exit(code)
+}
+
+fn owner() -> Owner {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = format!("{}-{}", host.trim(), std::process::id());
+    Owner::try_new(&name).or_else(|_| Owner::try_new("somebody")).expect("a valid name")
+}
+
+async fn hold(args: Args) -> anyhow::Result<i32> {
+    // Before anything is held: a signal that nobody listens for ends the process.
+    let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
+    let ttl = args.ttl.get();
+    // Half of it is for the command to end by SIGTERM, the other half for whatever comes late.
+    let margin = (ttl / 5).max(Duration::from_millis(50));
+    let config =
+        SessionConfig { margin: Some(margin), ..SessionConfig::new(args.owner.unwrap_or_else(owner)).ttl(ttl) };
+    let session = match Session::open(Remote::new([args.which.addr()?]), config).await {
+        Ok(session) => session,
+        Err(SessionError::Backend(error)) if error.retryable() => return Ok(say(UNAVAILABLE, &error)),
+        Err(error) => return Err(error.into()),
+    };
+    let lock = session.lock(args.name.clone()).info(shown(&args.command));
+    let wait = if args.r#try { Duration::ZERO } else { args.wait.get() };
+    let claimed = tokio::select! {
+        claimed = lock.acquire_within(wait) => claimed,
+        stop = signals.recv() => {
+            close(session).await;
+            return Ok(stop.exit_code().into());
+        }
+    };
+    let held = match claimed {
+        Ok(held) => held,
+        Err(error) => {
+            close(session).await;
+            let code = match &error {
+                ClaimError::Busy { .. } | ClaimError::TimedOut { .. } => BUSY,
+                ClaimError::Lost(_) | ClaimError::Removed => LOST,
+                ClaimError::Unknown(_) | ClaimError::Backend(_) => UNAVAILABLE,
+            };
+            return Ok(say(code, &format!("lock `{}`: {error}", args.name)));
+        }
+    };
+    // The clock is read first, so that it is none too long.
+    let may_run_until = || Clock::default().now() + held.remaining() + margin / 2;
+    let mut leased = Leased::spawn(&args.command, &args.name, &held.fence().to_string(), may_run_until())?;
+    let beat = ttl / 20;
+    let ended = loop {
+        let until = may_run_until();
+        if held.check().is_ok() {
+            leased.allow(until);
+        }
+        tokio::select! {
+            biased;
+            why = held.lost() => break Err((why, until)),
+            ended = leased.child.wait() => break Ok(ended?),
+            _ = signals.recv() => leased.signal(Signal::TERM),
+            () = tokio::time::sleep(beat) => {}
+        }
+    };
+    let code = match ended {
+        Ok(ended) => {
+            if let Err(error) = held.release().await {
+                eprintln!("seawall: the release of `{}` was not confirmed: {error}", args.name);
+            }
+            code(ended)
+        }
+        Err((why, until)) => {
+            say(LOST, &format!("lock `{}` is lost: {why}; the command is ended", args.name));
+            // A lock that was taken away by force is somebody else's already; there is only less patience left.
+            let patience = until.since(Clock::default().now()).min(margin / 2);
+            leased.signal(Signal::TERM);
+            let _ = tokio::time::timeout(patience, leased.child.wait()).await;
+            leased.kill();
+            leased.child.wait().await?;
+            drop(held);
+            LOST
+        }
+    };
+    close(session).await;
+    Ok(code)
+}
+
+fn say(code: i32, what: &impl std::fmt::Display) -> i32 {
+    eprintln!("seawall: {what}");
+    code
+}
+
+/// The command as others see it, of bounded length.
+fn shown(command: &[String]) -> String {
+    command.join(" ").chars().take(200).collect()
+}
+
+fn code(ended: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    ended.code().unwrap_or_else(|| 128 + ended.signal().unwrap_or(0))
+}
+
+/// What is not confirmed ends by its time to live.
+async fn close(session: Session<Remote>) {
+    if let Err(error) = session.close().await {
+        eprintln!("seawall: the end of the session was not confirmed, it ends by itself: {error}");
+    }
+}
+
+/// The command under its guard.
+struct Leased {
+    child: Child,
+    pipe: std::fs::File,
+}
+
+impl Leased {
+    fn spawn(command: &[String], name: &LockName, fence: &str, until: Boot) -> anyhow::Result<Self> {
+        // Inherited by the guard, which opens it anew; this end is not.
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).context("no pipe for the guard")?;
+        rustix::io::fcntl_setfd(&write, FdFlags::CLOEXEC)?;
+        let mut child = tokio::process::Command::new(std::env::current_exe()?);
+        let mut words = guard::words(std::process::id(), true);
+        let at = words.len() - 1;
+        words.insert(at, format!("--lease={}", read.as_raw_fd()));
+        // Of a group of its own, so that all of it can be ended, and Ctrl-C reaches this process alone.
+        child.args(words).args(command).process_group(0);
+        child.env("SEAWALL_FENCING_TOKEN", fence).env("SEAWALL_LOCK", name.as_str());
+        // Before it starts: this process may be stopped right after.
+        let mut pipe = std::fs::File::from(write);
+        pipe.write_all(&guard::moment(until))?;
+        let child = child.spawn().context("cannot start the guard of the command")?;
+        Ok(Self { child, pipe })
+    }
+
+    /// Lets the command run until then.
+    fn allow(&mut self, until: Boot) {
+        // A pipe that is full has a guard that is stopped; it will find later moments when it goes on, or none.
+        let _ = self.pipe.write_all(&guard::moment(until));
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
+    }
+
+    /// Sends a signal to the guard, which passes it on to the command.
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid() {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Ends the whole group.
+    fn kill(&self) {
+        if let Some(pid) = self.pid() {
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `seawall locks`: who holds what and who waits, and taking a lock away.
+
+use http::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use seawall_coord::{ClaimView, LockName, LockView};
+use serde::Deserialize;
+
+use crate::ask::Which;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// One lock, with its queue; without it all that are held.
+    name: Option<LockName>,
+    /// Take the lock away from its holder. The next in the queue has it at once, while the former holder may not have
+    /// stopped: only resources that check the fencing token are safe from it.
+    #[arg(long, requires = "name", requires = "why")]
+    force: bool,
+    /// Why, for the record.
+    #[arg(long, requires = "force")]
+    why: Option<String>,
+    /// Who, for the record. Default: the user's name.
+    #[arg(long, env = "USER", default_value = "operator")]
+    by: String,
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Deserialize)]
+struct Audit {
+    by: String,
+    why: String,
+    at_ms: i64,
+    holder: ClaimView,
+}
+
+#[derive(Deserialize)]
+struct Shown {
+    holder: Option<ClaimView>,
+    queue: Vec<ClaimView>,
+    forced: Vec<Audit>,
+}
+
+#[derive(Deserialize)]
+struct Released {
+    released: ClaimView,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.name {
+        None => list(&args.which),
+        Some(name) if args.force => force(args, name),
+        Some(name) => show(&args.which, name),
+    }
+}
+
+fn path(name: &LockName) -> String {
+    format!("/v1/locks/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC))
+}
+
+fn time(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |at| format!("{at:.0}"))
+}
+
+fn since(claim: &ClaimView) -> String {
+    time(i64::try_from(claim.since_ms).unwrap_or(i64::MAX))
+}
+
+fn list(which: &Which) -> anyhow::Result<()> {
+    let locks: Vec<LockView> = which.get("/v1/locks")?;
+    println!("{:<24} {:<24} {:<18} {:<22} WAITING", "LOCK", "HOLDER", "TOKEN", "SINCE");
+    for lock in locks {
+        let Some(holder) = &lock.holder else { continue };
+        let (token, waiting) = (holder.fence.to_string(), lock.queue.len());
+        println!("{:<24} {:<24} {token:<18} {:<22} {waiting}", lock.name.as_str(), holder.owner, since(holder));
+    }
+    Ok(())
+}
+
+fn show(which: &Which, name: &LockName) -> anyhow::Result<()> {
+    let shown: Shown = which.get(&path(name))?;
+    match &shown.holder {
+        None => println!("{name} is free"),
+        Some(holder) => println!("{name} is held by {holder} since {}  {}", since(holder), holder.info),
+    }
+    for (n, waiter) in shown.queue.iter().enumerate() {
+        println!("  {:>3}. waits: {waiter} since {}  {}", n + 1, since(waiter), waiter.info);
+    }
+    for Audit { by, why, at_ms, holder } in &shown.forced {
+        println!("  {} taken away from {holder} by {by}: {why}", time(*at_ms));
+    }
+    Ok(())
+}
+
+fn force(args: &Args, name: &LockName) -> anyhow::Result<()> {
+    let body = serde_json::json!({ "by": args.by, "why": args.why });
+    let path = format!("{}/force", path(name));
+    let Released { released } = args.which.send(Method::POST, &path, serde_json::to_vec(&body)?)?;
+    println!("{name} was taken away from {released}");
+    Ok(())
+}
