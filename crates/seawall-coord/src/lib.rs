@@ -44,3 +44,8 @@ pub use clock::{Boot, Clock, Manual};
 pub use lock::{Guard, Lock, WithError};
 pub use name::{LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
 pub use session::{Keep, Loss, Session, SessionConfig, SessionError, Why};
+
+/// The guide's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/coordination.md")]
+struct Guide;
