@@ -39,11 +39,14 @@ pub(crate) struct Coord {
     backend: StoreBackend,
     places: Arc<Mutex<Places>>,
     drain: Drain,
+    /// For what a dropped request leaves to be done, wherever it is dropped.
+    runtime: tokio::runtime::Handle,
 }
 
 impl Coord {
+    /// Has to be called on the runtime that serves.
     pub(crate) fn new(backend: StoreBackend, drain: Drain) -> Self {
-        Self { backend, places: Arc::default(), drain }
+        Self { backend, places: Arc::default(), drain, runtime: tokio::runtime::Handle::current() }
     }
 }
 
@@ -186,10 +189,11 @@ impl Drop for Request {
     fn drop(&mut self) {
         let after = self.coord.places().leave(self.token, self.left);
         let (coord, lease, name, token) = (self.coord.clone(), self.lease, self.name.clone(), self.token);
+        let runtime = coord.runtime.clone();
         match after {
             After::Nothing => {}
-            After::Withdraw => drop(tokio::spawn(async move { coord.withdraw(lease, name, token).await })),
-            After::Linger(departure) => drop(tokio::spawn(async move {
+            After::Withdraw => drop(runtime.spawn(async move { coord.withdraw(lease, name, token).await })),
+            After::Linger(departure) => drop(runtime.spawn(async move {
                 tokio::time::sleep(LINGER).await;
                 let left = coord.places().expire(token, departure);
                 if left {

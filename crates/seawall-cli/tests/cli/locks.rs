@@ -83,7 +83,7 @@ fn a_request_that_breaks_off_keeps_its_place_for_a_moment() {
     let site = Site::new(FILE);
     let _control = site.control();
     let at = site.control;
-    let (a, b) = (open(at, "30s", "a"), open(at, "30s", "b"));
+    let (a, b) = (open(at, "60s", "a"), open(at, "60s", "b"));
     let mine = Token::random();
     assert_eq!(claim(at, &a, "x", mine, "0s").status, 200);
     let begin = |token: Token| {
@@ -110,7 +110,9 @@ fn a_request_that_breaks_off_keeps_its_place_for_a_moment() {
     assert_eq!(get(at, "/v1/locks/x").json()["holder"]["owner"], "b", "what was granted stays");
     // It does not.
     drop(begin(Token::random()));
+    let from = Instant::now();
     until("nobody waits", || waiting(at, "x") == 0);
+    assert!(from.elapsed() < Duration::from_secs(8), "only the session's end has cleared it up");
 }
 
 #[test]

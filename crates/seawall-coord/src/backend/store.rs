@@ -332,7 +332,7 @@ impl StoreBackend {
             match self.store.watch(key, from.next()).await {
                 Ok(cursor) => cursors.push(deleted(cursor, key, *created)),
                 // Look again, and watch from there.
-                Err(_) => return tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => return tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
         let mut cursors: Vec<_> = cursors.into_iter().map(Box::pin).collect();
