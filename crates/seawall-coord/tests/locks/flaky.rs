@@ -75,8 +75,9 @@ impl Store for Flaky {
         if trouble && before {
             return unavailable();
         }
-        let done = self.store.commit(txn).await;
+        // Before the write: who sees it done may ask for the next death already.
         let dies = self.dies.swap(false, Ordering::SeqCst);
+        let done = self.store.commit(txn).await;
         if dies {
             self.dead.store(true, Ordering::SeqCst);
         }
