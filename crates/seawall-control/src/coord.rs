@@ -486,7 +486,7 @@ async fn release(
     coord.places().withdrawn.insert(token);
     match coord.backend.withdraw(&lease, &name, &token).await? {
         Released::Now => Ok(StatusCode::NO_CONTENT),
-        Released::WasNotHeld => {
+        Released::WasNotHeld | Released::Shared => {
             let why = format!("this token holds no claim of `{name}`; nothing was changed");
             Err(Problem::new(StatusCode::CONFLICT, "not-held", why))
         }

@@ -82,6 +82,8 @@ pub enum Released {
     Now,
     /// It was not held any more; nothing was changed.
     WasNotHeld,
+    /// Another guard of the same owner shares the claim and holds the lock on; nothing was asked of the backend.
+    Shared,
 }
 
 /// Why a claim vanished.

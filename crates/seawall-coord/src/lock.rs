@@ -1,14 +1,17 @@
 //! The lock: a place in a fair queue, and the guard of whoever is first.
 //!
 //! Every acquisition is a claim of its own, recognised by its token. So two tasks of one session exclude each other as two
-//! sessions do, and a task that acquires a lock that it holds waits for itself, until its time is over.
+//! sessions do, and a task that acquires a lock that it holds waits for itself, until its time is over. Unless it says who
+//! it is: acquisitions by one owner share a claim, see [`Lock::reentrant`].
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::backend::{Backend, BackendError, Claim, ClaimError, MAX_INFO, Released, Want};
 use crate::class::{Fence, Fences};
@@ -24,6 +27,7 @@ pub struct Lock<B: Backend> {
     session: Session<B>,
     name: LockName,
     info: String,
+    owner: Option<Arc<str>>,
 }
 
 impl<B: Backend> fmt::Debug for Lock<B> {
@@ -45,7 +49,16 @@ pub enum WithError {
 
 impl<B: Backend> Lock<B> {
     pub(crate) fn new(session: Session<B>, name: LockName) -> Self {
-        Self { session, name, info: String::new() }
+        Self { session, name, info: String::new(), owner: None }
+    }
+
+    /// The same for an owner within this session, who has the lock again whenever it has it: further guards share the claim
+    /// and the token of the first, and the last of them that goes releases it. An owner is a name, not a thread or a task;
+    /// whoever says the same name is the same owner.
+    #[must_use]
+    pub fn reentrant(mut self, owner: &str) -> Self {
+        self.owner = Some(owner.into());
+        self
     }
 
     /// The same with a text for those who ask who holds the lock; at most 4 KiB. Default empty.
@@ -97,6 +110,24 @@ impl<B: Backend> Lock<B> {
     }
 
     async fn claim(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
+        let Some(owner) = &self.owner else { return self.claim_anew(patience).await };
+        let began = Instant::now();
+        let place = self.session.inner.owners.place(&self.name, owner);
+        // While another task of the same owner waits for the lock, this one waits for its success.
+        let mut place = match timeout(patience, place.lock()).await {
+            Ok(place) => place,
+            Err(_) if patience.is_zero() => return Err(ClaimError::Busy { holder: None }),
+            Err(_) => return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead: 1, holder: None }),
+        };
+        if let Some(holding) = place.upgrade().filter(|holding| holding.check().is_ok()) {
+            return Ok(Guard { holding });
+        }
+        let guard = self.claim_anew(patience.saturating_sub(began.elapsed())).await?;
+        *place = Arc::downgrade(&guard.holding);
+        Ok(guard)
+    }
+
+    async fn claim_anew(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
         self.session.check().map_err(ClaimError::Lost)?;
         let inner = &self.session.inner;
         if self.info.len() > MAX_INFO {
@@ -116,7 +147,7 @@ impl<B: Backend> Lock<B> {
                 // The answer may be old by now.
                 self.session.check().map_err(ClaimError::Lost)?;
                 pending.left = false;
-                Ok(Guard::new(inner.clone(), claim))
+                Ok(Guard { holding: Arc::new(Holding::new(inner.clone(), claim)) })
             }
             Err(error) => {
                 pending.left = !matches!(error, ClaimError::Busy { .. } | ClaimError::TimedOut { .. });
@@ -144,10 +175,37 @@ impl<B: Backend> Drop for Pending<B> {
     }
 }
 
-/// Holds a lock. When it is dropped, the session's thread gives the lock back soon after; [`Guard::release`] does it now and
-/// says whether it was still held.
-#[must_use = "the lock is given back when its guard is dropped"]
-pub struct Guard<B: Backend> {
+/// What the owners of a session hold: for each lock and owner the claim that its guards share.
+pub(crate) struct Owners<B: Backend>(Mutex<Places<B>>);
+
+type Places<B> = HashMap<(LockName, Arc<str>), Place<B>>;
+
+/// Locked while somebody claims for this owner.
+type Place<B> = Arc<tokio::sync::Mutex<Weak<Holding<B>>>>;
+
+impl<B: Backend> Default for Owners<B> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<B: Backend> Owners<B> {
+    fn place(&self, name: &LockName, owner: &Arc<str>) -> Place<B> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get(&(name.clone(), owner.clone())) {
+            return place.clone();
+        }
+        // Those that nobody holds or claims; the lock of such a place is free.
+        let in_use = |place: &Place<B>| {
+            Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|holding| holding.strong_count() > 0)
+        };
+        places.retain(|_, place| in_use(place));
+        places.entry((name.clone(), owner.clone())).or_default().clone()
+    }
+}
+
+/// A claim that holds its lock; given back by the session's thread when the last guard of it is gone.
+struct Holding<B: Backend> {
     inner: Arc<Inner<B>>,
     claim: Claim,
     /// What happens to this claim alone.
@@ -155,22 +213,53 @@ pub struct Guard<B: Backend> {
     held: bool,
 }
 
-impl<B: Backend> fmt::Debug for Guard<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("claim", &self.claim).finish_non_exhaustive()
-    }
-}
-
-impl<B: Backend> Guard<B> {
+impl<B: Backend> Holding<B> {
     fn new(inner: Arc<Inner<B>>, claim: Claim) -> Self {
         let (lost, removed) = watch::channel(None);
         let _ = inner.commands.send(Command::Watch { claim: claim.clone(), lost });
         Self { inner, claim, removed, held: true }
     }
 
+    fn check(&self) -> Result<Duration, Why> {
+        match *self.removed.borrow() {
+            Some(why) => Err(why),
+            None => self.inner.shared.check(),
+        }
+    }
+
+    fn withdraw(&mut self, reply: Option<oneshot::Sender<Result<Released, BackendError>>>) -> bool {
+        self.held = false;
+        let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply };
+        self.inner.commands.send(order).is_ok()
+    }
+}
+
+impl<B: Backend> Drop for Holding<B> {
+    fn drop(&mut self) {
+        if self.held {
+            // Without a thread the session is closed, and the lock free.
+            self.withdraw(None);
+        }
+    }
+}
+
+/// Holds a lock. When it is dropped, the session's thread gives the lock back soon after; [`Guard::release`] does it now and
+/// says whether it was still held.
+#[must_use = "the lock is given back when its guard is dropped"]
+pub struct Guard<B: Backend> {
+    holding: Arc<Holding<B>>,
+}
+
+impl<B: Backend> fmt::Debug for Guard<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("claim", &self.holding.claim).finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> Guard<B> {
     /// The lock's name.
     pub fn name(&self) -> &LockName {
-        &self.claim.name
+        &self.holding.claim.name
     }
 
     /// How long the lock is still sure without another keep-alive, by the holder's own clock; zero when it is lost.
@@ -184,17 +273,14 @@ impl<B: Backend> Guard<B> {
     /// # Errors
     /// Why it is lost; once lost, always lost.
     pub fn check(&self) -> Result<Duration, Why> {
-        match *self.removed.borrow() {
-            Some(why) => Err(why),
-            None => self.inner.shared.check(),
-        }
+        self.holding.check()
     }
 
     /// Resolves when the lock is lost: by the holder's own deadline without any answer from the backend, or because the
     /// claim was removed there. Cancel safe.
     pub async fn lost(&self) -> Why {
-        let mut session = Loss::new(self.inner.shared.lost.subscribe());
-        let mut removed = self.removed.clone();
+        let mut session = Loss::new(self.holding.inner.shared.lost.subscribe());
+        let mut removed = self.holding.removed.clone();
         tokio::select! {
             biased;
             why = session.wait() => why,
@@ -220,26 +306,26 @@ impl<B: Backend> Guard<B> {
     /// # Errors
     /// Why it is lost.
     pub async fn extend(&self) -> Result<Duration, Why> {
-        Session { inner: self.inner.clone() }.renew().await?;
+        Session { inner: self.holding.inner.clone() }.renew().await?;
         self.check()
     }
 
-    /// Gives the lock back, if it is still this guard's. Cancel safe: the release goes on.
+    /// Gives the lock back, if it is still this guard's; of a [reentrant](Lock::reentrant) lock, if no other guard shares it.
+    /// Cancel safe: the release goes on.
     ///
     /// # Errors
     /// [`BackendError`] when the backend did not confirm it at once; it is tried again in the background until it does or
     /// the session is over.
-    pub async fn release(mut self) -> Result<Released, BackendError> {
-        self.held = false;
+    pub async fn release(self) -> Result<Released, BackendError> {
+        let Some(mut holding) = Arc::into_inner(self.holding) else { return Ok(Released::Shared) };
         let (reply, answer) = oneshot::channel();
-        let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply: Some(reply) };
-        if self.inner.commands.send(order).is_err() {
+        if !holding.withdraw(Some(reply)) {
             // The session is closed, the lock free.
             return Ok(Released::WasNotHeld);
         }
         answer.await.unwrap_or_else(|_| {
             let why = "the session was closed in the meantime".to_owned();
-            Err(BackendError::Unknown { backend: self.inner.backend.name(), why })
+            Err(BackendError::Unknown { backend: holding.inner.backend.name(), why })
         })
     }
 }
@@ -247,15 +333,6 @@ impl<B: Backend> Guard<B> {
 impl<B: Backend<Class: Fences>> Guard<B> {
     /// The fencing token: larger than that of every holder before.
     pub fn fence(&self) -> Fence {
-        self.claim.fence.expect("a backend of this class gives every claim a token")
-    }
-}
-
-impl<B: Backend> Drop for Guard<B> {
-    fn drop(&mut self) {
-        if self.held {
-            let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply: None };
-            let _ = self.inner.commands.send(order);
-        }
+        self.holding.claim.fence.expect("a backend of this class gives every claim a token")
     }
 }

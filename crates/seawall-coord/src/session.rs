@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::backend::{Backend, BackendError, Terms};
 use crate::clock::{Boot, Clock};
-use crate::lock::Lock;
+use crate::lock::{Lock, Owners};
 use crate::name::{LockName, Owner};
 use crate::session::runner::Command;
 use crate::session::state::{Effect, Event, State, Times};
@@ -181,6 +181,7 @@ pub(crate) struct Inner<B: Backend> {
     /// Unbounded, because a `Drop` cannot wait; holds at most one message for each claim that was ever dropped and not yet
     /// given back.
     pub(crate) commands: mpsc::UnboundedSender<Command>,
+    pub(crate) owners: Owners<B>,
 }
 
 /// A session; clones are the same one. When the last clone, lock and guard of it is gone, it is closed in the background.
@@ -230,7 +231,7 @@ impl<B: Backend> Session<B> {
             let took = clock.now().since(sent);
             return Err(SessionError::Late { backend: backend.name(), took, ttl });
         }
-        Ok(Self { inner: Arc::new(Inner { backend, lease, shared, commands }) })
+        Ok(Self { inner: Arc::new(Inner { backend, lease, shared, commands, owners: Owners::default() }) })
     }
 
     /// A lock of this session. Asks nobody for anything yet.

@@ -56,6 +56,7 @@ on_each!(
     a_session_lost_in_the_queue_has_no_place,
     a_lock_is_taken_away_by_force,
     a_stale_release_changes_nothing,
+    an_owner_has_its_lock_again,
     a_closed_session_gives_everything_back,
     the_same_want_again_keeps_its_place,
     work_is_dropped_when_the_lock_is_lost,
@@ -371,6 +372,48 @@ async fn a_stale_release_changes_nothing(store: Arc<dyn Store>) {
     let (other, _) = backend.open(&terms).await.unwrap();
     assert_eq!(backend.withdraw(&other, &second.name, &second.token).await, Ok(Released::WasNotHeld));
     assert_eq!(store.range("lock/").await.unwrap().entries, before.entries[..1]);
+}
+
+async fn an_owner_has_its_lock_again(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store.clone()).await.unwrap();
+    let (a, b) = (session(&backend, "a").await, session(&backend, "b").await);
+    let mine = || a.lock(name("x")).reentrant("me");
+    let first = mine().acquire_within(SOON).await.unwrap();
+    let second = mine().try_acquire().await.unwrap().expect("mine");
+    assert_eq!(first.fence(), second.fence());
+    // Another owner of the session, nobody in particular, the same name in another session: all of them wait.
+    assert!(a.lock(name("x")).reentrant("you").try_acquire().await.unwrap().is_none());
+    assert!(a.lock(name("x")).try_acquire().await.unwrap().is_none());
+    assert!(b.lock(name("x")).reentrant("me").try_acquire().await.unwrap().is_none());
+    assert!(a.lock(name("y")).reentrant("me").try_acquire().await.unwrap().is_some());
+    assert_eq!(first.release().await, Ok(Released::Shared));
+    assert!(second.check().is_ok() && b.lock(name("x")).try_acquire().await.unwrap().is_none());
+    let third = mine().acquire_within(SOON).await.unwrap();
+    drop(second);
+    assert_eq!(third.release().await, Ok(Released::Now));
+    nothing_is_left(&backend, &store).await;
+    // Two tasks of one owner that want it at the same time share it, and do not wait for each other.
+    let theirs = b.lock(name("x")).acquire_within(SOON).await.unwrap();
+    let (one, two) = (mine(), mine());
+    let both = async { tokio::join!(one.acquire_within(SOON), two.acquire_within(SOON)) };
+    let late = mine();
+    let (both, late, ()) = tokio::join!(both, late.acquire_within(Duration::from_millis(50)), async {
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(backend.show(&name("x")).await.unwrap().queue.len(), 1);
+        theirs.release().await.unwrap();
+    });
+    assert!(matches!(late, Err(ClaimError::TimedOut { .. })), "{late:?}");
+    let (one, two) = (both.0.unwrap(), both.1.unwrap());
+    assert_eq!(one.fence(), two.fence());
+    // Taken away, it is anew.
+    backend.force(&name("x"), "operator", "").await.unwrap();
+    assert_eq!(timeout(SOON, one.lost()).await.unwrap(), Why::Removed);
+    let anew = mine().acquire_within(SOON).await.unwrap();
+    assert!(anew.fence() > two.fence() && two.check().is_err());
+    drop((one, two));
+    assert!(anew.check().is_ok());
+    drop(anew);
+    nothing_is_left(&backend, &store).await;
 }
 
 async fn a_closed_session_gives_everything_back(store: Arc<dyn Store>) {
