@@ -108,6 +108,24 @@ impl Remote {
         })
     }
 
+    /// Gives a claim back, over connections of the runtime that this runs on.
+    async fn withdraw_by(
+        &self,
+        control: &Control,
+        lease: &str,
+        name: &LockName,
+        token: &Token,
+    ) -> Result<Released, BackendError> {
+        let path = format!("{}?session={lease}", path(name, token));
+        match control.send(Method::DELETE, &path, Vec::new(), CALL).await {
+            Ok(_) => Ok(Released::Now),
+            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
+                Ok(Released::WasNotHeld)
+            }
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
     /// One request for a claim. After [`ClaimError::TimedOut`] its place is kept for a moment.
     async fn ask(&self, lease: &str, want: &Want, wait: Duration) -> Result<Claim, ClaimError> {
         let path = format!("{}?wait={}ms", path(&want.name, &want.token), wait.as_millis());
@@ -183,7 +201,7 @@ impl Backend for Remote {
                         continue;
                     }
                     let timed_out = ClaimError::TimedOut { waited: began.elapsed(), ahead, holder };
-                    let withdrawn = self.withdraw(lease, &want.name, &want.token).await;
+                    let withdrawn = self.withdraw_by(&self.control, lease, &want.name, &want.token).await;
                     return Err(withdrawn.map_or_else(ClaimError::Unknown, |_| timed_out));
                 }
                 Err(ClaimError::Backend(error)) if error.retryable() => {
@@ -200,14 +218,7 @@ impl Backend for Remote {
     }
 
     async fn withdraw(&self, lease: &String, name: &LockName, token: &Token) -> Result<Released, BackendError> {
-        let path = format!("{}?session={lease}", path(name, token));
-        match self.background.send(Method::DELETE, &path, Vec::new(), CALL).await {
-            Ok(_) => Ok(Released::Now),
-            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
-                Ok(Released::WasNotHeld)
-            }
-            Err(error) => Err(self.error(error)),
-        }
+        self.withdraw_by(&self.background, lease, name, token).await
     }
 
     fn gone(&self, lease: &String, claim: &Claim) -> impl Future<Output = Gone> + Send {

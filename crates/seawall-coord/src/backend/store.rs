@@ -520,7 +520,10 @@ impl Backend for StoreBackend {
 
     async fn renew(&self, lease: &StoreLease) -> Result<Duration, BackendError> {
         self.session(lease).await?;
-        writing(self.store.keep_alive(lease.id)).await
+        let ttl = writing(self.store.keep_alive(lease.id)).await?;
+        // A store may answer for a lease that it is just ending; then its key is gone by now, or its claims will be missed.
+        self.session(lease).await?;
+        Ok(ttl)
     }
 
     async fn close(&self, lease: &StoreLease) -> Result<(), BackendError> {

@@ -40,6 +40,11 @@ impl Flaky {
         self.dies.store(true, Ordering::SeqCst);
     }
 
+    /// Nothing answers any more.
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn live(&self) {
         self.dead.store(false, Ordering::SeqCst);
     }
