@@ -160,7 +160,8 @@ pub enum ClaimError {
     /// The session was lost, and with it the place in the queue.
     #[error("the session was lost while waiting: {0}")]
     Lost(Why),
-    /// The place in the queue was taken away by an operator, or the claim was withdrawn.
+    /// The place in the queue was taken away by an operator, or given up by the backend while its line was down, and there was
+    /// no time left to queue anew.
     #[error("the claim was removed from the queue")]
     Removed,
     /// It may be in the queue, or may even hold the lock: the backend did not say. It is withdrawn in the background, at the

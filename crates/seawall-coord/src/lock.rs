@@ -21,6 +21,8 @@ use crate::session::{Inner, Loss, Session, Why};
 
 /// The longest that a lock can be waited for.
 const MAX_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// The longest pause before a claim that was removed queues anew.
+const REQUEUE: Duration = Duration::from_millis(50);
 
 /// A lock of a session. Not held by being there; see [`Lock::acquire_within`].
 pub struct Lock<B: Backend> {
@@ -134,6 +136,22 @@ impl<B: Backend> Lock<B> {
             let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", self.info.len());
             return Err(BackendError::Refused { backend: inner.backend.name(), why }.into());
         }
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.claim_once(left).await {
+                // Its place was given up while the line to the backend was down. It queues anew, under another token.
+                Err(ClaimError::Removed) if Instant::now() < until => {
+                    let pause = REQUEUE.mul_f64(0.5 + 0.5 * fastrand::f64());
+                    tokio::time::sleep(pause.min(until.saturating_duration_since(Instant::now()))).await;
+                }
+                claimed => return claimed,
+            }
+        }
+    }
+
+    async fn claim_once(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
+        let inner = &self.session.inner;
         let want = Want { name: self.name.clone(), token: Token::random(), info: self.info.clone() };
         let mut pending = Pending { inner: inner.clone(), name: want.name.clone(), token: want.token, left: true };
         let mut loss = self.session.loss();

@@ -214,7 +214,8 @@ async fn watch_claim<B: Backend>(
         Gone::Removed => drop(lost.send_replace(Some(Why::Removed))),
         Gone::Session => {
             shared.step(Event::Over(Why::Ended));
-            lost.send_replace(Some(Why::Ended));
+            // It may have been over before, for a better reason.
+            lost.send_replace(shared.check().err());
         }
     }
 }

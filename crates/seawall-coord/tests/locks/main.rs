@@ -54,6 +54,7 @@ on_each!(
     a_session_goes_on_while_its_program_blocks,
     a_session_without_renewal_ends_unless_it_is_extended,
     a_session_lost_in_the_queue_has_no_place,
+    a_waiter_whose_place_is_gone_queues_anew,
     a_lock_is_taken_away_by_force,
     a_stale_release_changes_nothing,
     an_owner_has_its_lock_again,
@@ -332,6 +333,23 @@ async fn a_session_lost_in_the_queue_has_no_place(store: Arc<dyn Store>) {
     assert_eq!(backend.claim(&lease, &want, SOON).await, Err(ClaimError::Lost(Why::Ended)));
     assert_eq!(backend.renew(&lease).await.map_err(|error| error.retryable()), Err(false));
     nothing_is_left(&backend, &store).await;
+}
+
+async fn a_waiter_whose_place_is_gone_queues_anew(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store.clone()).await.unwrap();
+    let (a, b) = (session(&backend, "a").await, session(&backend, "b").await);
+    let held = a.lock(name("x")).acquire_within(SOON).await.unwrap();
+    let waiting = tokio::spawn(async move { b.lock(name("x")).acquire_within(SOON).await });
+    for _ in 0..3 {
+        queued(&backend, "x", 1).await;
+        let entries = store.range("lock/x/").await.unwrap().entries;
+        let waiter = entries.into_iter().max_by_key(|entry| entry.created).unwrap();
+        store.commit(seawall_store::Txn::delete(&*waiter.key)).await.unwrap();
+    }
+    queued(&backend, "x", 1).await;
+    let fence = held.fence();
+    held.release().await.unwrap();
+    assert!(waiting.await.unwrap().unwrap().fence() > fence);
 }
 
 async fn a_lock_is_taken_away_by_force(store: Arc<dyn Store>) {
