@@ -130,6 +130,12 @@ fn a_reload_under_load_loses_nothing() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(guard(admin, "payment")["bulkhead"]["limit"], 57);
+    // But what runs can still be looked at, and given orders.
+    for command in [&["status"][..], &["policies", "payment"], &["breaker", "payment", "open"]] {
+        let output = site.run(command);
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("seawall.yaml has mistakes"), "{command:?}: {said}");
+    }
     assert!(!up.log().contains("stay as they were"), "nobody was asked");
     assert!(up.stop().success());
 
@@ -224,7 +230,7 @@ fn an_operator_sees_why_and_overrules() {
     assert_eq!(get(site.gateway, "/payment/x").status, 200);
 
     for (args, code, part) in [
-        (&["breaker", "nobody", "closed"][..], 1, "`nobody` has not been called from here"),
+        (&["breaker", "nobody", "closed"][..], 1, "no breaker of `nobody`: it has not been called"),
         (&["breaker", "payment", "half-open"], 2, "forced-open, metrics-only"),
         (&["breaker", "payment", "banana"], 2, "forced-open, metrics-only"),
         (&["policies", "nobody"], 1, "nobody"),
