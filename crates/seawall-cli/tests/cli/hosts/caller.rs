@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_resilience::clock::Manual;
-use seawall_resilience::retry::Decision as Repeat;
+use seawall_resilience::layer::{Classify, Usual};
+use seawall_resilience::retry::{Decision as Repeat, failures};
 use seawall_resilience::{CallError, Guard, Outcome as Ended, Report, Tick};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -67,8 +68,8 @@ async fn serve(call: u64, arrived: mpsc::Sender<(u64, Outcomes)>) -> Result<Ende
         Ok(Outcome::Success) => Ok(Ended::Success),
         Ok(Outcome::Failure(after)) => Err(Ill(after.map(Duration::from_secs))),
         Ok(Outcome::Ignored) => Ok(Ended::Ignored),
-        // Whoever has given the call up is about to drop it.
-        Ok(Outcome::GivenUp) | Err(_) => std::future::pending().await,
+        // Whoever has given the call up is about to drop it, and so is a guard that has waited long enough.
+        Ok(Outcome::GivenUp | Outcome::Silence) | Err(_) => std::future::pending().await,
     }
 }
 
@@ -76,14 +77,14 @@ fn classify(result: &Result<Ended, CallError<Ill>>) -> Report {
     match result {
         Ok(ended) => (*ended).into(),
         Err(CallError::Inner(Ill(after))) => Report { retry_after: *after, ..Ended::Failure.into() },
-        Err(CallError::Rejected(rejected)) => panic!("no attempt of a trace is too late or meant to fail: {rejected}"),
+        Err(CallError::Rejected(_)) => Usual.classify(result),
     }
 }
 
 fn repeat(result: &Result<Ended, CallError<Ill>>) -> Repeat {
     match result {
         Err(CallError::Inner(Ill(after))) => Repeat::Again { after: *after },
-        _ => Repeat::Stop,
+        _ => failures(result),
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_resilience::clock::Manual;
-use seawall_resilience::{Clock, Events, Guard, Outcome as Ended, Permits, Priority, Rejected, Report, Tick};
+use seawall_resilience::{
+    Clock, Events, Guard, Outcome as Ended, Permits, PolicyName, Priority, Rejected, Report, Tick,
+};
 
 use super::replay::Host;
 use super::trace::{Decision, Outcome, SERVICE, Standing, Trace, policy};
@@ -54,7 +56,11 @@ impl<'a> Library<'a> {
 /// A rejection as a trace has it.
 pub(crate) fn of(rejected: &Rejected) -> Decision {
     let after = rejected.retry_after.map(|after| after.as_secs() + u64::from(after.subsec_nanos() > 0));
-    Decision { what: format!("{}:{}", rejected.policy, rejected.reason), after }
+    let what = match rejected.policy {
+        policy @ PolicyName::Timeout => policy.to_string(),
+        policy => format!("{policy}:{}", rejected.reason),
+    };
+    Decision { what, after }
 }
 
 impl Host for Library<'_> {
@@ -81,6 +87,7 @@ impl Host for Library<'_> {
             Outcome::Success => permits.finish(Ended::Success.into()),
             Outcome::Ignored => permits.finish(Ended::Ignored.into()),
             Outcome::GivenUp => drop(permits),
+            Outcome::Silence => unreachable!("limits of time are for whole calls"),
             Outcome::Failure(asked) => {
                 let after = asked.map(Duration::from_secs);
                 permits.finish(Report { retry_after: after, ..Ended::Failure.into() });

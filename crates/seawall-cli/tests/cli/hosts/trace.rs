@@ -43,6 +43,8 @@ pub(crate) enum Outcome {
     Ignored,
     /// The client has gone.
     GivenUp,
+    /// It does not end: the host waits for it, until it does something about that.
+    Silence,
 }
 
 impl Outcome {
@@ -52,6 +54,7 @@ impl Outcome {
             Self::Failure(_) => "failure",
             Self::Ignored => "ignored",
             Self::GivenUp => "given-up",
+            Self::Silence => "silence",
         }
     }
 }
@@ -60,7 +63,8 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
     /// `admitted`: an attempt has reached the service; `ended`: the caller has the service's answer, or has gone;
-    /// `breaker:open` and the like: the policy that turned the attempt away, and its reason.
+    /// `breaker:open` and the like: the policy that turned the attempt away, and its reason; of `timeout` none, since
+    /// over HTTP its words are for people alone.
     pub(crate) what: String,
     /// In how many whole seconds it is worth trying again, rounded up; only of a rejection.
     pub(crate) after: Option<u64>,
@@ -105,9 +109,11 @@ pub(crate) struct Standing {
 }
 
 impl Trace {
-    /// Whether it has hedges, or a chain of retries: only whole calls make them, and the parts alone do not.
+    /// Whether it has hedges, a chain of retries, limits of time or chaos: only whole calls make them, and the parts
+    /// alone do not.
     pub(crate) fn is_for_calls(&self) -> bool {
-        !self.policy["hedge"].is_null() || !self.policy["retry"]["chain"].is_null()
+        let of_calls = ["hedge", "timeout", "attempt_timeout", "chaos"];
+        of_calls.iter().any(|part| !self.policy[part].is_null()) || !self.policy["retry"]["chain"].is_null()
     }
 
     /// Whether some call is of another priority than `normal`.
@@ -205,6 +211,7 @@ impl TryFrom<Value> for Step {
                     "ignored" => Outcome::Ignored,
                     // `cancelled` is the word of Resilience4j's traces.
                     "given-up" | "cancelled" => Outcome::GivenUp,
+                    "silence" => Outcome::Silence,
                     _ => return Err(bad()),
                 },
                 then: Expected { what: text("then").unwrap_or_else(|| "ended".to_owned()), after: count("after") },

@@ -99,6 +99,8 @@ pub(crate) struct Wire {
     behind: Behind,
     service: Service,
     calls: HashMap<u64, Call>,
+    /// Attempts that are never answered: dropped, their connections would close.
+    silent: Vec<oneshot::Sender<String>>,
 }
 
 /// A call whose attempt is at the service.
@@ -110,7 +112,7 @@ struct Call {
 impl Wire {
     /// `addr` passes `/name/…` on to `service`, as `/…`.
     pub(crate) fn new(addr: SocketAddr, name: &str, behind: Behind, service: Service) -> Self {
-        Self { addr, name: name.to_owned(), behind, service, calls: HashMap::new() }
+        Self { addr, name: name.to_owned(), behind, service, calls: HashMap::new(), silent: Vec::new() }
     }
 
     /// Waits until an attempt of this call has reached the service, or the host has answered.
@@ -144,7 +146,8 @@ fn decision(answer: &str) -> Decision {
     // The mark names the policy, the words for people its reason.
     let why = body.split_once(": ").map_or("", |(_, why)| why.split(';').next().unwrap_or_default()).trim();
     let after = field("retry-after").map(|seconds| seconds.parse().expect("whole seconds"));
-    Decision { what: format!("{policy}:{why}"), after }
+    let what = if policy == "timeout" { policy.to_owned() } else { format!("{policy}:{why}") };
+    Decision { what, after }
 }
 
 impl Host for Wire {
@@ -177,6 +180,10 @@ impl Host for Wire {
             Outcome::Ignored => "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 1\r\n\
                                  content-length: 0\r\n\r\n"
                 .to_owned(),
+            Outcome::Silence => {
+                self.silent.push(answer);
+                return self.outcome(number, client).await;
+            }
             Outcome::GivenUp => {
                 let before = self.in_use().await;
                 drop(client);
