@@ -177,7 +177,7 @@ async fn traffic(rng: &mut Rng, trace: &mut Trace, host: &mut impl Host, guard: 
             let call = next;
             next += 1;
             let priority = shares.then(|| pick(rng, &["low", "normal", "high", "critical"]));
-            let decision = host.ask(call, priority.as_deref()).await;
+            let decision = host.ask(call, priority.as_deref(), false).await;
             if decision.what == "admitted" {
                 under_way.push((call, at));
             }
