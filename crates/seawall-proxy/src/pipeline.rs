@@ -227,7 +227,7 @@ impl Pipeline {
         // The hop before counts in its own number, which may be more than what this one allows.
         let left = told.map(|told| told - (before - chain.left()));
         match &mut result {
-            Ok(response) => headers::answer_retries_left(response.headers_mut(), left),
+            Ok(response) => headers::tell_retries_left(response.headers_mut(), left),
             Err(rejection) => rejection.retries_left = left,
         }
         result
@@ -368,9 +368,8 @@ impl Pipeline {
         let until = limit.min(deadline.at);
         headers::set_timeout(request.headers_mut(), until.saturating_duration_since(begun));
         let told = Chain::current().map(|chain| chain.left());
-        if let Some(left) = told {
-            headers::set_retries_left(request.headers_mut(), left);
-        }
+        // Without a chain nothing was told, or nothing that could be read: that is not passed on.
+        headers::tell_retries_left(request.headers_mut(), told);
         let sent = match trouble(upstream, until).await {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {

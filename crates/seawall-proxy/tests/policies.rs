@@ -252,6 +252,8 @@ async fn a_chain_bounds_the_retries_of_all_hops() {
         (json!(0), "", vec!["0"]),
         (json!(4), "seawall-retries-left: much\r\n", vec!["4", "3", "2"]),
         (json!(4), "seawall-retries-left: 4294967296\r\n", vec!["4", "3", "2"]),
+        // What cannot be read is not passed on.
+        (Value::Null, "seawall-retries-left: much\r\n", vec!["", "", ""]),
     ] {
         let service = Service::always("503 X", "").await;
         let proxy = Proxy::inside(policy(own.clone()), &[service.addr]);
