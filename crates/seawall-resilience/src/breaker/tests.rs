@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use seawall_types::{Period, Ratio};
 
+use super::control::RAMP;
 use super::*;
+use crate::PolicyName;
 use crate::clock::Manual;
 
 fn config() -> Config {
