@@ -64,6 +64,7 @@ fn the_traces_have_every_decision_in_them() {
             match step {
                 Step::Ask { then, .. } => _ = seen.insert(format!("? {}", then.what)),
                 Step::End { outcome, then, .. } => _ = seen.insert(format!("! {} {}", outcome.as_str(), then.what)),
+                Step::Hear { then, .. } => _ = seen.insert(format!(": {}", then.what)),
                 Step::Look { state, .. } => _ = seen.insert(format!("= {state}")),
             }
         }
@@ -79,6 +80,7 @@ fn the_traces_have_every_decision_in_them() {
         "! silence breaker:open",
         "! silence timeout",
         "! success ended",
+        ": admitted",
         "= closed",
         "= disabled",
         "= forced-open",
@@ -91,11 +93,13 @@ fn the_traces_have_every_decision_in_them() {
         "? breaker:half-open",
         "? breaker:open",
         "? bulkhead:full",
+        "? bulkhead:queue-full",
         "? bulkhead:shed",
         "? chaos:injected",
         "? rate-limit:limited",
         "? rejected",
         "? timeout",
+        "? waits",
     ];
     assert_eq!(seen, all.map(str::to_owned).into());
 }

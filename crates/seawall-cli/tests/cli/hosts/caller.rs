@@ -29,6 +29,9 @@ pub(crate) struct Caller {
     arrived: mpsc::Sender<(u64, Outcomes)>,
     arrivals: mpsc::Receiver<(u64, Outcomes)>,
     calls: HashMap<u64, Call>,
+    waiting: HashMap<u64, JoinHandle<Result<Ended, CallError<Ill>>>>,
+    /// Attempts of calls that have waited, until the trace asks for them.
+    early: HashMap<u64, Outcomes>,
 }
 
 /// A call whose attempt is at the service.
@@ -40,23 +43,33 @@ struct Call {
 impl Caller {
     pub(crate) fn new(guard: Arc<Guard>, hand: Manual) -> Self {
         let (arrived, arrivals) = mpsc::channel(16);
-        Self { guard, hand, arrived, arrivals, calls: HashMap::new() }
+        Self { guard, hand, arrived, arrivals, calls: HashMap::new(), waiting: HashMap::new(), early: HashMap::new() }
     }
 
     /// Waits until an attempt of this call has reached the service, or the call is over.
     async fn outcome(&mut self, number: u64, mut task: JoinHandle<Result<Ended, CallError<Ill>>>) -> Decision {
-        tokio::select! {
-            result = &mut task => match result.unwrap() {
-                Err(CallError::Rejected(rejected)) => library::of(&rejected),
-                _ => Decision::of("ended"),
-            },
-            arrival = self.arrivals.recv() => {
-                let (call, answer) = arrival.expect("one of the senders is ours");
-                assert_eq!(call, number, "another call's attempt has reached the service");
+        loop {
+            if let Some(answer) = self.early.remove(&number) {
                 self.calls.insert(number, Call { task, answer });
-                Decision::of("admitted")
+                return Decision::of("admitted");
+            }
+            tokio::select! {
+                result = &mut task => return match result.unwrap() {
+                    Err(CallError::Rejected(rejected)) => library::of(&rejected),
+                    _ => Decision::of("ended"),
+                },
+                arrival = self.arrivals.recv() => {
+                    let (call, answer) = arrival.expect("one of the senders is ours");
+                    let known = call == number || self.waiting.contains_key(&call);
+                    assert!(known, "another call's attempt has reached the service");
+                    self.early.insert(call, answer);
+                }
             }
         }
+    }
+
+    fn in_queue(&self) -> u32 {
+        self.guard.bulkhead.get().map_or(0, |bulkhead| bulkhead.waiting())
     }
 }
 
@@ -93,15 +106,29 @@ impl Host for Caller {
         self.hand.set(Tick::from_millis(at));
     }
 
-    async fn ask(&mut self, call: u64, priority: Option<&str>) -> Decision {
+    async fn ask(&mut self, call: u64, priority: Option<&str>, waits: bool) -> Decision {
         assert_eq!(priority, None, "a guard's calls are all of one priority");
         let (guard, arrived) = (self.guard.clone(), self.arrived.clone());
+        let before = self.in_queue();
         let task =
             tokio::spawn(async move { guard.call_with(|_| serve(call, arrived.clone()), &classify, repeat).await });
+        while waits && !task.is_finished() {
+            if self.in_queue() > before {
+                self.waiting.insert(call, task);
+                return Decision::of("waits");
+            }
+            tokio::task::yield_now().await;
+        }
         self.outcome(call, task).await
     }
 
     async fn end(&mut self, number: u64, outcome: Outcome) -> Decision {
+        if let Some(task) = self.waiting.remove(&number) {
+            assert_eq!(outcome, Outcome::GivenUp, "the service has nothing of a call that waits");
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+            return Decision::of("ended");
+        }
         let Call { task, answer } = self.calls.remove(&number).expect("a call that was admitted");
         if outcome == Outcome::GivenUp {
             task.abort();
@@ -109,6 +136,11 @@ impl Host for Caller {
             return Decision::of("ended");
         }
         answer.send(outcome).expect("the service waits");
+        self.outcome(number, task).await
+    }
+
+    async fn hear(&mut self, number: u64) -> Decision {
+        let task = self.waiting.remove(&number).expect("a call that waits");
         self.outcome(number, task).await
     }
 

@@ -29,6 +29,8 @@ pub(crate) enum Step {
     Ask { at: u64, call: u64, priority: Option<String>, then: Expected },
     /// What the service does with the attempt that it has, or that the client has gone.
     End { at: u64, call: u64, outcome: Outcome, then: Expected },
+    /// What becomes of a call that has waited.
+    Hear { at: u64, call: u64, then: Expected },
     /// How the policies stand.
     Look { at: u64, state: String, counts: BTreeMap<String, u64> },
 }
@@ -62,7 +64,7 @@ impl Outcome {
 /// What a host made of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// `admitted`: an attempt has reached the service; `ended`: the caller has the service's answer, or has gone;
+    /// `admitted`: an attempt has reached the service; `waits`: it stands in the queue of the bulkhead; `ended`: the caller has the service's answer, or has gone;
     /// `breaker:open` and the like: the policy that turned the attempt away, and its reason; of `timeout` none, since
     /// over HTTP its words are for people alone.
     pub(crate) what: String,
@@ -125,7 +127,7 @@ impl Trace {
 impl Step {
     pub(crate) const fn at(&self) -> u64 {
         match self {
-            Self::Ask { at, .. } | Self::End { at, .. } | Self::Look { at, .. } => *at,
+            Self::Ask { at, .. } | Self::End { at, .. } | Self::Hear { at, .. } | Self::Look { at, .. } => *at,
         }
     }
 }
@@ -158,6 +160,10 @@ impl From<Step> for Value {
                 note("after", then.after.map(Value::from));
                 vec![json!("!"), json!(at), json!(call), json!(outcome.as_str())]
             }
+            Step::Hear { at, call, then } => {
+                note("after", then.after.map(Value::from));
+                vec![json!(":"), json!(at), json!(call), json!(then.what)]
+            }
             Step::Look { at, state, counts } => {
                 more.extend(counts.into_iter().map(|(name, count)| (name, count.into())));
                 vec![json!("="), json!(at), json!(state)]
@@ -188,6 +194,7 @@ impl TryFrom<Value> for Step {
         let known: &[&str] = match kind {
             "?" => &["priority", "after"],
             "!" => &["retry_after", "then", "after"],
+            ":" => &["after"],
             _ => &COUNTS,
         };
         if more.keys().any(|key| !known.contains(&key.as_str())) {
@@ -216,6 +223,11 @@ impl TryFrom<Value> for Step {
                 },
                 then: Expected { what: text("then").unwrap_or_else(|| "ended".to_owned()), after: count("after") },
             },
+            ":" => Self::Hear {
+                at: number(1)?,
+                call: number(2)?,
+                then: Expected { what: word(3)?.to_owned(), after: count("after") },
+            },
             "=" => {
                 let counts = more.iter().map(|(name, count)| Some((name.clone(), count.as_u64()?)));
                 let counts = counts.collect::<Option<_>>().ok_or_else(bad)?;
@@ -227,7 +239,7 @@ impl TryFrom<Value> for Step {
 }
 
 /// What a look may count.
-pub(crate) const COUNTS: [&str; 6] = ["calls", "failed", "slow", "would_open", "in_use", "retries"];
+pub(crate) const COUNTS: [&str; 7] = ["calls", "failed", "slow", "would_open", "in_use", "waiting", "retries"];
 
 /// The traces of a file of `tests/traces`.
 pub(crate) fn read(file: &str) -> Vec<Trace> {
