@@ -511,7 +511,7 @@ async fn admit(upstream: &Arc<Upstream>, call: &Call) -> Result<Admitted, Reject
     }
     let handle = || Handle(upstream.clone());
     let permit = match guard.breaker.get() {
-        Some(_) => Some(Breaker::try_acquire(handle())?),
+        Some(_) => Some(Breaker::try_acquire(handle())?.waiting()),
         None => None,
     };
     let place = match guard.bulkhead.get() {
