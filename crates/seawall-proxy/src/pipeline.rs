@@ -371,6 +371,12 @@ impl Pipeline {
         if let Some(left) = told {
             headers::set_retries_left(request.headers_mut(), left);
         }
+        let fail = |attempt: &mut Attempt, reason: Reason| {
+            // A caller that gives too little time, or breaks off its own body, says nothing about the service.
+            let own_fault =
+                reason == Reason::BadRequest || (reason == Reason::Timeout && deadline.callers && until == deadline.at);
+            if own_fault { attempt.ignored() } else { attempt.failed(reason.as_str()) }
+        };
         let sent = match trouble(upstream, until).await {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
@@ -379,8 +385,9 @@ impl Pipeline {
                 attempt.ordered(&Head::new(response.status(), response.headers()));
                 return Ok(response);
             }
+            // What chaos makes too late is too late as the service's own would be.
             Trouble::Fault(rejection) => {
-                attempt.failed("chaos");
+                fail(&mut attempt, rejection.reason);
                 return Err(Failed { rejection, request: Some(request) });
             }
         };
@@ -393,14 +400,7 @@ impl Pipeline {
                 Ok(attempt.answered(response, connection))
             }
             Err(error) => {
-                // A caller that gives too little time, or breaks off its own body, says nothing about the service.
-                let own_fault = error.reason == Reason::BadRequest
-                    || (error.reason == Reason::Timeout && deadline.callers && until == deadline.at);
-                if own_fault {
-                    attempt.ignored()
-                } else {
-                    attempt.failed(error.reason.as_str())
-                }
+                fail(&mut attempt, error.reason);
                 let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })
             }
