@@ -370,6 +370,13 @@ impl Pipeline {
         let told = Chain::current().map(|chain| chain.left());
         // Without a chain nothing was told, or nothing that could be read: that is not passed on.
         headers::tell_retries_left(request.headers_mut(), told);
+        let fail = |mut attempt: Attempt, reason: Reason| match reason {
+            // A caller that breaks off its own body says nothing about the service.
+            Reason::BadRequest => attempt.ignored(),
+            // One that gives too little time has given up: how long it had lasted says what that means.
+            Reason::Timeout if deadline.callers && until == deadline.at => drop(attempt),
+            reason => attempt.failed(reason.as_str()),
+        };
         let sent = match trouble(upstream, until).await {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
@@ -378,8 +385,9 @@ impl Pipeline {
                 attempt.ordered(&Head::new(response.status(), response.headers()));
                 return Ok(response);
             }
+            // What chaos makes too late is too late as the service's own would be.
             Trouble::Fault(rejection) => {
-                attempt.failed("chaos");
+                fail(attempt, rejection.reason);
                 return Err(Failed { rejection, request: Some(request) });
             }
         };
@@ -392,13 +400,7 @@ impl Pipeline {
                 Ok(attempt.answered(response, connection))
             }
             Err(error) => {
-                match error.reason {
-                    // A caller that breaks off its own body says nothing about the service.
-                    Reason::BadRequest => attempt.ignored(),
-                    // One that gives too little time has given up: how long it had lasted says what that means.
-                    Reason::Timeout if deadline.callers && until == deadline.at => drop(attempt),
-                    reason => attempt.failed(reason.as_str()),
-                }
+                fail(attempt, error.reason);
                 let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })
             }
@@ -509,7 +511,7 @@ async fn admit(upstream: &Arc<Upstream>, call: &Call) -> Result<Admitted, Reject
     }
     let handle = || Handle(upstream.clone());
     let permit = match guard.breaker.get() {
-        Some(_) => Some(Breaker::try_acquire(handle())?),
+        Some(_) => Some(Breaker::try_acquire(handle())?.waiting()),
         None => None,
     };
     let place = match guard.bulkhead.get() {

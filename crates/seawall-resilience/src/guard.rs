@@ -261,7 +261,7 @@ impl Guard {
             permits.throttle = Some(throttle.admit()?);
         }
         if let Some(breaker) = self.breaker.get() {
-            permits.breaker = Some(Breaker::try_acquire(breaker)?);
+            permits.breaker = Some(Breaker::try_acquire(breaker)?.waiting());
         }
         if let Some(bulkhead) = self.bulkhead.get() {
             match Bulkhead::acquire_as(bulkhead, priority, limit).await {

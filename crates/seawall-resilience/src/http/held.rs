@@ -59,7 +59,7 @@ impl<G: AsRef<Guard> + Clone> Held<G> {
             held.throttled = true;
         }
         if policies.breaker.get().is_some() {
-            held.breaker = Some(Breaker::try_acquire(Part(guard.clone()))?);
+            held.breaker = Some(Breaker::try_acquire(Part(guard.clone()))?.waiting());
         }
         if policies.bulkhead.get().is_some() {
             match Bulkhead::acquire_as(Part(guard.clone()), priority, limit).await {

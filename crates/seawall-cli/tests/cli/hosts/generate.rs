@@ -208,6 +208,8 @@ async fn traffic(rng: &mut Rng, trace: &mut Trace, host: &mut impl Host, guard: 
 }
 
 async fn look(host: &mut impl Host, at: u64) -> Step {
-    let standing = host.standing().await;
+    let mut standing = host.standing().await;
+    // Nobody waits in any of them.
+    standing.counts.remove("waiting");
     Step::Look { at, state: standing.state, counts: standing.counts }
 }
