@@ -92,6 +92,16 @@ pub(crate) enum Behind {
     There { admin: SocketAddr, begun: Instant },
 }
 
+impl Behind {
+    /// Between two looks: another process has to make a page for each.
+    const fn pause(&self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Here { .. } => 1,
+            Self::There { .. } => 20,
+        })
+    }
+}
+
 /// A gateway or a sidecar.
 pub(crate) struct Wire {
     addr: SocketAddr,
@@ -184,7 +194,7 @@ impl Host for Wire {
             let end = Instant::now() + PATIENCE;
             while self.count("waiting").await <= before {
                 assert!(Instant::now() < end, "the call does not wait");
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(self.behind.pause()).await;
             }
             self.waiting.insert(call, client);
             return Decision::of("waits");
@@ -255,7 +265,7 @@ impl Wire {
         let end = Instant::now() + PATIENCE;
         while self.count(name).await >= before {
             assert!(Instant::now() < end, "the host does not notice that its client has gone");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(self.behind.pause()).await;
         }
     }
 }
