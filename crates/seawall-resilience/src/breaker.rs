@@ -139,6 +139,8 @@ pub struct Breaker {
     opens: AtomicU32,
     /// When the service asked to be called again, in the clock's microseconds.
     wanted: AtomicU64,
+    /// Where the window stood when it asked: so many calls, or the clock's microseconds.
+    wanted_at: AtomicU64,
     tally: Tally,
     history: History,
     name: Name,
@@ -246,6 +248,7 @@ impl Breaker {
             asked: AtomicU32::new(0),
             opens: AtomicU32::new(0),
             wanted: AtomicU64::new(0),
+            wanted_at: AtomicU64::new(0),
             tally: Tally::default(),
             history: History::default(),
             name,

@@ -134,6 +134,18 @@ impl BulkheadConfig {
         self.adaptive.problems(found);
     }
 
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        self.adaptive.idle(found);
+        let wait = self.wait.unwrap_or_default();
+        if wait.is_zero() {
+            let most = Self { queue: None, enabled: None, ..self.clone() }.resolve().map(|config| config.queue);
+            found.idle("bulkhead.queue", self.queue, most, "wait");
+        } else if self.queue == Some(0) {
+            found.add("bulkhead.wait", format!("of {wait} has no effect: `queue` of 0 lets nobody wait"));
+        }
+    }
+
     /// What is in force; `None` if it is switched off.
     pub(crate) fn resolve(&self) -> Option<Config> {
         if self.enabled == Some(false) {

@@ -73,6 +73,11 @@ impl PolicyConfig {
         self.breaker.problems(&mut found);
         self.bulkhead.problems(&mut found);
         self.chaos.problems(&mut found);
+        // What would never come to pass within the time that a call has.
+        found.ordered("breaker.slow_call", self.breaker.slow_call, "timeout", self.timeout);
+        if let (Some(hedge::Delay::After(delay)), None | Some(false)) = (self.hedge.delay, self.hedge.on_error) {
+            found.ordered("hedge.delay", Some(delay), "timeout", self.timeout);
+        }
         found.into_vec()
     }
 
@@ -81,6 +86,7 @@ impl PolicyConfig {
         let mut found = Problems::default();
         self.rate_limit.idle(&mut found);
         self.breaker.idle(&mut found);
+        self.bulkhead.idle(&mut found);
         self.chaos.idle(&mut found);
         found.into_vec()
     }
@@ -90,6 +96,8 @@ impl PolicyConfig {
         let defaults = Policy::default();
         self.timeout = self.timeout.or(Some(defaults.timeout));
         self.retry.max_backoff = self.retry.max_backoff.or(Some(defaults.retry.max_backoff));
+        self.retry.backoff = self.retry.backoff.or(Some(defaults.retry.backoff));
+        self.bulkhead.adaptive = self.bulkhead.adaptive.with_defaults(self.bulkhead.concurrent);
         self.hedge.delay_floor = self.hedge.delay_floor.or(Some(hedge::Config::default().delay_floor));
         let breaker = breaker::Config::default();
         self.breaker.window = self.breaker.window.or(Some(breaker.window));

@@ -8,7 +8,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_path_to_error::Segment;
 
 use super::tree::{self, Kind, Node, Place};
-use super::{Config, Loaded, check};
+use super::{Config, Loaded, check, schema};
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +167,9 @@ pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>
             place: Place::File(twice.at),
         })
         .collect();
+    for path in schema::lists_for_blocks(&tree.to_value()) {
+        mend(&mut tree, &path, "invalid type: sequence, expected a map", &mut mistakes);
+    }
     let config = loop {
         match serde_path_to_error::deserialize::<_, Config>(tree.to_value()) {
             Ok(config) => break Some(config),
@@ -227,7 +230,7 @@ fn mend(tree: &mut Node, path: &[String], message: &str, mistakes: &mut Vec<Mist
         mistakes.push(Mistake {
             path: if labels.is_empty() { "the file".into() } else { labels.join(".") },
             what: describe(message),
-            hint: hint(message, node).or_else(|| super::range::hint(message, path)),
+            hint: hint(message, node).or_else(|| schema::hint(message, path)),
             place: place.unwrap_or_else(|| node.place.clone()),
         });
     }

@@ -67,7 +67,7 @@ impl Breaker {
         let slow_after = self.hot.0.slow.load(Ordering::Relaxed);
         let slow = slow_after != u64::MAX && took(&report, started, || now) > slow_after;
         if failed && let Some(after) = report.retry_after {
-            self.wanted.fetch_max(micros(now + after), Ordering::AcqRel);
+            self.want(micros(now + after), now);
         }
         if failed || slow {
             self.remember(&report, started, now);
@@ -107,6 +107,7 @@ impl Breaker {
                     self.busy.0.streak.fetch_add(1, Ordering::AcqRel);
                 } else if self.busy.0.streak.load(Ordering::Relaxed) != 0 {
                     self.busy.0.streak.store(0, Ordering::Release);
+                    self.wanted.store(0, Ordering::Release);
                 }
                 false
             }
@@ -224,13 +225,42 @@ impl Breaker {
         Some(((after >> 17 & MASK) as u32, (after & MASK) as u32))
     }
 
+    /// A failed call has said when the service wants to be called again.
+    fn want(&self, until: u64, now: Tick) {
+        let stale = !self.wish_holds(&self.config.load(), now);
+        if stale || until >= self.wanted.load(Ordering::Acquire) {
+            self.wanted.store(until, Ordering::Release);
+            self.wanted_at.store(self.position(now), Ordering::Release);
+        }
+    }
+
+    /// Whether the call that has said so is still in the window: what it asked for has nothing to do with a later trouble.
+    fn wish_holds(&self, config: &Config, now: Tick) -> bool {
+        let since = self.position(now).saturating_sub(self.wanted_at.load(Ordering::Acquire));
+        match config.window {
+            Window::Calls(size) => since <= u64::from(size),
+            Window::Time(period) => since < micros(Tick::default() + *period),
+            // A success has cleared it.
+            Window::Consecutive(_) => true,
+        }
+    }
+
+    /// How far the window has moved, in what it is measured by.
+    fn position(&self, now: Tick) -> u64 {
+        match Shape::kind(self.hot.0.shape.load(Ordering::Relaxed)) {
+            0 => self.ring.get().map_or(0, |ring| ring.total()),
+            _ => micros(now),
+        }
+    }
+
     /// Moves from `word` to open; does nothing when somebody else has moved on already.
     pub(super) fn open(&self, mut word: u64, config: &Config, sums: Sums, now: Tick) {
         let from = Control::unpack(word);
         let opens = self.opens.load(Ordering::Acquire).saturating_add(1);
         let mut wait = config.open_wait(opens, fastrand::f64());
+        let holds = self.wish_holds(config, now);
         let wanted = self.wanted.swap(0, Ordering::AcqRel).saturating_sub(micros(now));
-        if config.retry_after && wanted > 0 {
+        if config.retry_after && holds && wanted > 0 {
             wait = Duration::from_micros(wanted).min(*config.max_open_for);
         }
         let next = from.next(State::Open);

@@ -54,7 +54,8 @@ impl Breaker {
             self.clear();
             hot.shape.store(shape, Ordering::Release);
         }
-        if old.half_open_calls != config.half_open_calls {
+        let probes = |config: &Config| (config.half_open_calls, config.probe_lease, config.semantics);
+        if probes(&old) != probes(&config) {
             self.probe_anew(&config);
         }
         if old.mode != config.mode {
@@ -64,8 +65,8 @@ impl Breaker {
         hot.flag(PENDING, true);
     }
 
-    /// Another number of probes: those that were sent may be all that the new number allows, and what came back may not be
-    /// enough for a verdict, so that nobody would ever be let through again.
+    /// Other probes: those that were sent may be all that the new number allows, and what came back may not be enough for a
+    /// verdict, so that nobody would ever be let through again; and a lease that is too long, or none, ends now.
     pub(super) fn probe_anew(&self, config: &Config) {
         let hot = &self.hot.0;
         let mut word = hot.control.load(Ordering::Acquire);
