@@ -298,7 +298,7 @@ impl Given {
 }
 
 /// Dropped by a panic of the caller's own code.
-struct Panics<'a>(&'a Guard);
+pub(crate) struct Panics<'a>(pub(crate) &'a Guard);
 
 impl Drop for Panics<'_> {
     #[cold]

@@ -1,6 +1,7 @@
 //! What a configuration says of how services are called.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use seawall_types::{Period, ServiceName};
@@ -154,6 +155,25 @@ impl Default for Policy {
 /// The policy that every other one extends in the end.
 pub const DEFAULT: &str = "default";
 
+/// Policies that cannot be used: everything that is wrong with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidPolicies {
+    /// As `(policy, path below it, what is wrong)`.
+    pub problems: Vec<(ServiceName, String, String)>,
+}
+
+impl std::error::Error for InvalidPolicies {}
+
+impl fmt::Display for InvalidPolicies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (policy, path, what)) in self.problems.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}policies.{policy}.{path} {what}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The policies of a file by service. Those that are no service's are there to be extended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -222,6 +242,16 @@ impl Policies {
             }
         }
         found
+    }
+
+    /// The policies, if nothing is wrong with them.
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`] with every one of [`Policies::problems`].
+    pub fn check(&self) -> Result<(), InvalidPolicies> {
+        let problems: Vec<_> =
+            self.problems().into_iter().map(|(name, path, what)| (name.clone(), path, what)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(InvalidPolicies { problems }) }
     }
 
     /// What is wrong with the policy of `name` as it would be in force.

@@ -397,12 +397,21 @@ fn policies(text: &str) -> Policies {
 /// R4j's registry replaces: whoever holds the old instance goes on with the old rules.
 #[tokio::test]
 async fn a_reload_updates_the_guard_that_callers_hold() {
-    let registry = Registry::new(policies(r#"{ "payment": { "breaker": { "minimum_calls": 100 } } }"#));
+    let registry = Registry::new(policies(r#"{ "payment": { "breaker": { "minimum_calls": 100 } } }"#)).unwrap();
     let held = registry.guard("payment");
     for _ in 0..5 {
         assert_eq!(held.call(|_| ready(Err::<(), _>("500"))).await, Err(CallError::Inner("500")));
     }
-    registry.reload(policies(r#"{ "payment": { "breaker": { "minimum_calls": 6 } } }"#));
+    registry.reload(policies(r#"{ "payment": { "breaker": { "minimum_calls": 6 } } }"#)).unwrap();
+    // What is wrong changes nothing, and says so.
+    let wrong = policies(r#"{ "payment": { "breaker": { "minimum_calls": 0 } }, "order": { "extends": "nobody" } }"#);
+    let error = registry.reload(wrong.clone()).unwrap_err().to_string();
+    for part in
+        ["policies.payment.breaker.minimum_calls is 0, allowed is 1 to 10000", "policies.order.extends names no policy"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(Registry::new(wrong).unwrap_err().to_string(), error);
     assert!(Arc::ptr_eq(&held, &registry.guard("payment")));
     let _ = held.call(|_| ready(Err::<(), _>("500"))).await;
     assert_eq!(held.breaker.get().unwrap().state(), State::Open, "the five from before the reload count");
@@ -411,7 +420,7 @@ async fn a_reload_updates_the_guard_that_callers_hold() {
 /// Ocelot #1550 made one for each caller, Listenarr #868 one for all services.
 #[test]
 fn a_name_has_one_guard_and_another_name_another() {
-    let registry = Registry::new(Policies::default());
+    let registry = Registry::new(Policies::default()).unwrap();
     let other = registry.clone();
     let (one, two) = (registry.guard("payment"), std::thread::spawn(move || other.guard("payment")).join().unwrap());
     assert!(Arc::ptr_eq(&one, &two));
@@ -447,7 +456,7 @@ async fn a_fallback_outside_hides_nothing_from_the_policies() {
 #[tokio::test(start_paused = true)]
 async fn a_time_limit_ends_with_the_head_and_the_permit_does_not() {
     let text = r#"{ "quotes": { "timeout": "1s", "bulkhead": { "concurrent": 1 } } }"#;
-    let guard = Registry::with_clock(policies(text), Clock::tokio()).guard("quotes");
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("quotes");
     let slowly = |_: http::Request<()>| async {
         let piece = |number| async move {
             tokio::time::sleep(SECOND * 20).await;
@@ -468,7 +477,7 @@ async fn a_time_limit_ends_with_the_head_and_the_permit_does_not() {
 #[tokio::test(start_paused = true)]
 async fn what_ran_out_of_time_is_dropped() {
     let text = r#"{ "quotes": { "timeout": "5s", "attempt_timeout": "1s", "retry": { "attempts": 1 } } }"#;
-    let guard = Registry::with_clock(policies(text), Clock::tokio()).guard("quotes");
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("quotes");
     let went_on = AtomicU32::new(0);
     let result = guard
         .call(|_| async {
@@ -565,6 +574,14 @@ async fn a_panicking_predicate_of_a_guard_counts_as_a_failure() {
     }
     let breaker = guard.breaker.get().unwrap();
     assert_eq!((breaker.counts().calls, breaker.counts().failed, breaker.state()), (4, 2, State::Open));
+    let http = patient_guard();
+    let (handle, call) =
+        (http.clone(), |_| ready(Ok::<_, &str>(http::Response::new(http_body_util::Empty::<&[u8]>::new()))));
+    let call = async move {
+        let _ = seawall_resilience::http::call(&handle, call, |_| panic!("on purpose")).await;
+    };
+    assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    assert_eq!(http.breaker.get().unwrap().counts().failed, 1);
     assert_eq!(guard.bulkhead.get().unwrap().in_use(), 0);
 }
 

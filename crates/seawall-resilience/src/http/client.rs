@@ -7,7 +7,7 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::{GuardedBody, Held, retry_after};
-use crate::guard::Given;
+use crate::guard::{Given, Panics};
 use crate::layer::{Classify, Usual};
 use crate::retry::{self, Decision};
 use crate::{CallError, Guard, Hedge, Priority, deadline};
@@ -50,7 +50,7 @@ const fn unavailable(status: StatusCode) -> bool {
 ///
 /// # Errors
 /// As for [`Guard::call`]. An answer of any status is `Ok`.
-pub async fn call<G, F, A, B, E, D>(guard: &G, make: F, again: D) -> Result<Response<GuardedBody<B>>, CallError<E>>
+pub async fn call<G, F, A, B, E, D>(guard: &G, make: F, mut again: D) -> Result<Response<GuardedBody<B>>, CallError<E>>
 where
     G: AsRef<Guard> + Clone + Send + Sync + 'static,
     F: Fn(u32) -> A,
@@ -70,6 +70,12 @@ where
         let number = async |number| match policies.hedge.get() {
             None => attempt(guard, number, make, given).await,
             Some(hedge) => Box::pin(hedged(hedge, |beside| attempt(guard, number + beside - 1, make, given))).await,
+        };
+        let again = |result: &_| {
+            let panics = Panics(policies);
+            let decision = again(result);
+            std::mem::forget(panics);
+            decision
         };
         policies.retry.call(Some(until), number, again).await
     };
