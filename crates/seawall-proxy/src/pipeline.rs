@@ -218,8 +218,7 @@ impl Pipeline {
         guard.retry.budget().deposit();
         // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
-        let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
-        let Some(chain) = chain else { return self.attempts(prepared).await };
+        let Some(chain) = Chain::narrow(told, guard.retry.config().chain) else { return self.attempts(prepared).await };
         let told: Option<u32> = told.and_then(|told| told.trim().parse().ok());
         let before = chain.left();
         // Boxed, so that those who are in none do not carry it.

@@ -59,6 +59,17 @@ impl Priority {
     /// All of them, the least first.
     pub const ALL: [Self; 4] = [Self::Low, Self::Normal, Self::High, Self::Critical];
 
+    /// That of the running code, as [`Priority::scope`] has set it; `normal` otherwise. A task that is spawned has none.
+    pub fn current() -> Self {
+        CURRENT.try_with(|current| *current).unwrap_or_default()
+    }
+
+    /// Runs `future` as so important: so its calls are made under a [`Guard`](crate::Guard), and
+    /// [`pass_on`](crate::http::pass_on) tells the next hop. As cancel safe as `future` is.
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, future)
+    }
+
     /// The word used in configuration, headers, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -68,6 +79,10 @@ impl Priority {
             Self::Critical => "critical",
         }
     }
+}
+
+tokio::task_local! {
+    static CURRENT: Priority;
 }
 
 impl fmt::Display for Priority {

@@ -158,7 +158,7 @@ impl Guard {
     /// `retry` and `hedge` are off.
     ///
     /// The deadline is the policy's timeout or the task's own ([`deadline::current`]), whichever is nearer, and the call
-    /// runs under it. Nothing is allocated on the way of a call that need not wait.
+    /// runs under it. It matters as much as [`Priority::current`] says. Nothing is allocated on the way of a call that need not wait.
     ///
     /// Cancel safe: a dropped future gives back exactly what it took.
     ///
@@ -225,7 +225,7 @@ impl Guard {
         A: Future<Output = Result<T, E>>,
         C: Classify<T, CallError<E>>,
     {
-        let mut permits = self.admit(Priority::default(), given.deadline.left()).await?;
+        let mut permits = self.admit(Priority::current(), given.deadline.left()).await?;
         permits.begin();
         let call = async {
             let trouble = self.chaos.decide();

@@ -665,3 +665,56 @@ async fn no_configuration_makes_a_call_panic() {
         }
     }
 }
+
+/// How long a call has lasted is known to every host: it is slow, and given up late it is a failure.
+#[tokio::test(start_paused = true)]
+async fn a_call_has_its_age_from_when_it_is_made() {
+    let text = r#"{"payment":{"timeout":"30s","retry":{"attempts":1},"bulkhead":{"concurrent":1,"wait":"20s"},
+        "breaker":{"window":"10 calls","minimum_calls":10,"slow_call":"100ms"}}}"#;
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let breaker = guard.breaker.get().unwrap();
+    let takes = |millis| {
+        guard.call(move |_| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            Ok::<_, &str>(())
+        })
+    };
+    // The second one waits for longer than a slow call takes, and is quick itself.
+    let (slow, quick) = tokio::join!(takes(300), takes(10));
+    assert!(slow.is_ok() && quick.is_ok());
+    assert_eq!((breaker.sums().calls, breaker.sums().slow), (2, 1));
+
+    // Who waits in vain accuses nobody; who has called in vain does.
+    let hog = guard.admit(seawall_resilience::Priority::Normal, SECOND).await.unwrap();
+    assert!(tokio::time::timeout(15 * SECOND, takes(1)).await.is_err());
+    drop(hog);
+    assert_eq!((breaker.counts().cancelled, breaker.sums().failed), (2, 0));
+    let service = service_fn(|_: http::Request<()>| pending::<Result<http::Response<String>, Infallible>>());
+    let served = HttpGuardLayer::new(guard.clone()).layer(service).oneshot(http::Request::new(()));
+    assert!(tokio::time::timeout(2 * SECOND, served).await.is_err());
+    assert_eq!(breaker.sums().failed, 1);
+}
+
+/// A policy's own bound for a chain holds within a larger one, and how much a call matters is ambient like its deadline.
+#[tokio::test(start_paused = true)]
+async fn what_is_ambient_and_what_the_policy_says_hold_together() {
+    use seawall_resilience::{Chain, Priority};
+    let text = r#"{"payment":{"retry":{"attempts":6,"chain":1,"budget_floor":100},"bulkhead":{"concurrent":2,"shares":{"low":"50%"}}}}"#;
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let made = AtomicU32::new(0);
+    let fail = |_| {
+        made.fetch_add(1, Ordering::Relaxed);
+        ready(Err::<(), _>("no"))
+    };
+    let around = Chain::new(10);
+    assert!(around.clone().scope(guard.call(fail)).await.is_err());
+    assert_eq!((made.swap(0, Ordering::Relaxed), around.left()), (2, 9));
+    assert!(Chain::new(0).scope(guard.call(fail)).await.is_err());
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+
+    let _place = guard.admit(Priority::Normal, Duration::ZERO).await.unwrap();
+    let work = |_| ready(Ok::<_, &str>(()));
+    let shed = Priority::Low.scope(guard.call(work)).await.unwrap_err();
+    assert_eq!(shed.rejected().unwrap().reason, Reason::Shed);
+    assert!(guard.call(work).await.is_ok());
+}

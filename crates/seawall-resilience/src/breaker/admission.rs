@@ -70,7 +70,9 @@ impl Breaker {
             match self.hot.0.control.compare_exchange(word, next.pack(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if control.state == State::Open {
+                        let probe = Unsent(self, next.epoch);
                         self.tell(State::Open, State::HalfOpen, Sums::default(), Duration::ZERO);
+                        std::mem::forget(probe);
                     }
                     return Ok(next.epoch);
                 }
@@ -137,5 +139,14 @@ impl Breaker {
         let Refused { reason, left } = refused;
         let retry_after = (left != Refused::UNKNOWN).then(|| Duration::from_micros(left));
         Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
+    }
+}
+
+/// Dropped by a panic of the listener: the probe is not sent, and its place is free again.
+struct Unsent<'a>(&'a Breaker, u32);
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.0.release(self.1);
     }
 }

@@ -601,3 +601,19 @@ fn a_wish_lasts_no_longer_than_its_call_is_looked_back_on() {
         assert_eq!(bench.breaker.open_for(), Duration::from_secs(30), "{window}");
     }
 }
+
+#[test]
+fn a_listener_that_panics_loses_no_probe() {
+    let (clock, hand) = Clock::manual();
+    let listener: Listener = Box::new(|event| {
+        assert!(!matches!(event, Event::Moved(Transition { to: State::HalfOpen, .. })), "on purpose");
+    });
+    let config = Config { half_open_calls: 1, ..config() };
+    let breaker = Arc::new(Breaker::new("payment".into(), config, clock, listener));
+    breaker.set(State::Open);
+    hand.advance(Duration::from_secs(31));
+    let ask = || drop(Breaker::try_acquire(&*breaker));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).is_err());
+    Breaker::try_acquire(&*breaker).unwrap().finish(Outcome::Success);
+    assert_eq!(breaker.state(), State::Closed);
+}

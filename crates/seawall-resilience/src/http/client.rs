@@ -113,7 +113,7 @@ where
     B: Body,
 {
     let policies = guard.as_ref();
-    let mut held = Held::admit(guard, Priority::default(), given.deadline.left(), 0).await?;
+    let mut held = Held::admit(guard, Priority::current(), given.deadline.left(), 0).await?;
     held.begin();
     let begun = Instant::now();
     let call = async {

@@ -106,15 +106,15 @@ where
         let guard = self.guard.clone();
         let own = guard.as_ref().timeout.deadline();
         let deadline = told.deadline.map_or(own, |told| told.min(own));
-        let chain = told.chain.take();
-        let call = async move {
+        let (chain, priority) = (told.chain.take(), told.priority);
+        let call = priority.scope(async move {
             let whole = serve(&guard, ready, request, &told, deadline);
             match guard.as_ref().timeout.total(deadline, deadline::scope(deadline, whole)).await {
                 Ok(result) => result,
                 // What the service had begun to answer has its own limit, which ends no later.
                 Err(rejected) => Ok(turned_away(&rejected, false)),
             }
-        };
+        });
         match chain {
             Some(chain) => Box::pin(chain.scope(call)),
             None => Box::pin(call),
