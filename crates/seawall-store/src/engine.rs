@@ -5,7 +5,7 @@
 //! durable in one sync, shows them to the readers, and only then answers. When the disk fails, the writer's model has
 //! run ahead of the truth and is read anew.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,15 @@ use seawall_types::Revision;
 use tokio::sync::{oneshot, watch};
 
 use crate::group_commit::{self, AskError};
+use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
 
 /// How many events of the past watchers can resume from.
 pub(crate) const HISTORY: usize = 16_384;
-/// How often leases are looked at when nothing is written.
-const TICK: Duration = Duration::from_millis(100);
-/// A gap between two looks that means that this process itself was paused.
-const PAUSE: Duration = Duration::from_millis(1000);
+/// An absence of the store that is worth a line in the log.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// Where changes are made durable.
 pub(crate) trait Disk: Send + 'static {
@@ -83,7 +82,7 @@ pub(crate) struct View {
 struct Shared {
     view: RwLock<View>,
     latest: watch::Receiver<Revision>,
-    deadlines: Mutex<BTreeMap<LeaseId, Instant>>,
+    leases: Mutex<LeaseClock>,
 }
 
 impl Shared {
@@ -91,8 +90,8 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn deadlines(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Instant>> {
-        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leases(&self) -> MutexGuard<'_, LeaseClock> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,14 +139,13 @@ impl Engine {
     pub(crate) fn start(mut disk: impl Disk) -> Result<Self, OpenError> {
         let (model, history) = disk.load()?;
         let now = Instant::now();
-        let deadlines = model.leases().map(|(id, ttl)| (id, now + ttl)).collect();
         let (latest, seen) = watch::channel(model.revision);
         let shared = Arc::new(Shared {
             latest: seen,
             view: RwLock::new(View { model: model.clone(), history }),
-            deadlines: Mutex::new(deadlines),
+            leases: Mutex::new(running(&model, now)),
         });
-        let mut writer = Writer { shared: shared.clone(), latest, disk, model, stale: false, looked: now };
+        let mut writer = Writer { shared: shared.clone(), latest, disk, model, stale: false };
         let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
             writer.run(batch.drain(..), Instant::now());
         })
@@ -172,13 +170,8 @@ impl Engine {
     }
 
     pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
-        let ttl = self.view().model.leases().find(|(id, _)| *id == lease).map(|(_, ttl)| ttl);
-        let ttl = ttl.ok_or(CommitError::NoLease(lease))?;
-        match self.shared.deadlines().get_mut(&lease) {
-            Some(deadline) => *deadline = Instant::now() + ttl,
-            None => return Err(CommitError::NoLease(lease)),
-        }
-        Ok(ttl)
+        // The clock alone decides: a lease whose end is on the way to the disk is still in the view, and in no clock.
+        self.shared.leases().keep_alive(lease, Instant::now()).ok_or(CommitError::NoLease(lease))
     }
 
     pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
@@ -210,20 +203,20 @@ struct Writer<D> {
     model: Model,
     /// The model ran ahead of a disk that failed.
     stale: bool,
-    looked: Instant,
 }
 
 impl<D: Disk> Writer<D> {
     fn run(&mut self, jobs: impl Iterator<Item = Job>, now: Instant) {
-        if let Err(error) = self.refresh() {
+        if let Err(error) = self.refresh(now) {
             return jobs.for_each(|job| refuse(job, &error));
         }
         let mut changes = Vec::new();
         let mut answers: Vec<Answer> = jobs.map(|job| self.apply(job, &mut changes)).collect();
         for lease in self.expired(now) {
-            // It exists: expired() looked in the model.
+            // One that a job of this batch has ended already is no longer there.
             let _ = self.model.revoke(lease, &mut changes);
         }
+        self.stop(&changes);
         if !changes.is_empty() {
             match self.disk.persist(&self.model, &changes) {
                 Ok(()) => self.publish(&changes, now),
@@ -245,51 +238,69 @@ impl<D: Disk> Writer<D> {
         }
     }
 
+    /// Stops the clock of the leases that a batch ends, before it is known whether that can be written: whoever is told
+    /// that a lease lives on may rely on it for its whole time.
+    fn stop(&self, changes: &[Change]) {
+        let mut leases = self.shared.leases();
+        for change in changes {
+            if let Change::Ended(id) = change {
+                leases.stop(*id);
+            }
+        }
+    }
+
     /// Makes a batch visible: it is durable by now.
     fn publish(&mut self, changes: &[Change], now: Instant) {
         {
             let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
-            let mut deadlines = self.shared.deadlines();
+            let mut leases = self.shared.leases();
             for change in changes {
                 view.model.apply(change);
                 match change {
                     Change::Event(event) => view.history.push(event.clone()),
-                    Change::Granted(id, ttl) => drop(deadlines.insert(*id, now + *ttl)),
-                    Change::Ended(id) => drop(deadlines.remove(id)),
+                    Change::Granted(id, ttl) => leases.start(*id, *ttl, now),
+                    Change::Ended(id) => leases.stop(*id),
                 }
             }
         }
         self.latest.send_replace(self.model.revision);
     }
 
-    /// The leases whose time is over. A store that was itself paused gives everybody the whole time again.
-    fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
-        let gap = now.saturating_duration_since(self.looked);
-        self.looked = now;
-        let mut deadlines = self.shared.deadlines();
-        if gap > PAUSE {
-            for (id, ttl) in self.model.leases() {
-                deadlines.insert(id, now + ttl);
-            }
-            if !deadlines.is_empty() {
-                tracing::warn!(?gap, leases = deadlines.len(), "the store was paused; every lease starts anew");
-            }
-            return Vec::new();
+    /// The leases whose time is over, out of the clock already.
+    fn expired(&self, now: Instant) -> Vec<LeaseId> {
+        let mut leases = self.shared.leases();
+        let away = leases.unseen(now);
+        if away > AWAY {
+            tracing::warn!(?away, counted = ?STEP, "the store was away; leases end that much later");
         }
-        deadlines.iter().filter(|(_, deadline)| **deadline <= now).map(|(id, _)| *id).collect()
+        leases.look(now)
     }
 
-    /// After a failed write the file is the truth, whatever it holds.
-    fn refresh(&mut self) -> Result<(), String> {
+    /// After a failed write the file is the truth, whatever it holds. Every lease in it has its whole time: one may have
+    /// been granted after all, and one whose end could not be written lives on.
+    fn refresh(&mut self, now: Instant) -> Result<(), String> {
         if self.stale {
             let (model, history) = self.disk.load().map_err(|error| error.to_string())?;
             self.model = model.clone();
             self.stale = false;
-            *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = View { model, history };
+            {
+                let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
+                *self.shared.leases() = running(&model, now);
+                *view = View { model, history };
+            }
             self.latest.send_replace(self.model.revision);
         }
         Ok(())
     }
+}
+
+/// The clock of all leases of `model`, each with its whole time.
+fn running(model: &Model, now: Instant) -> LeaseClock {
+    let mut clock = LeaseClock::new(now);
+    for (id, ttl) in model.leases() {
+        clock.start(id, ttl, now);
+    }
+    clock
 }
 
 fn refuse(job: Job, why: &str) {
@@ -343,3 +354,6 @@ impl Cursor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 mod embedded;
 mod engine;
 pub mod group_commit;
+mod lease_clock;
 mod model;
 pub mod sqlite;
 
@@ -217,8 +218,8 @@ pub trait Store: Send + Sync + 'static {
     /// Does a transaction. `Ok` means durable.
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError>;
 
-    /// Makes a lease that ends `ttl` after its last keep-alive. It never ends because the store itself was away:
-    /// after a restart or a pause of the store every lease gets its whole time again.
+    /// Makes a lease that ends `ttl` after its last keep-alive. It never ends because the store itself was away: its
+    /// time stands still while the store is paused or waits for its disk, and after a restart it has the whole of it.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError>;
 
     /// Gives a lease its whole time again, and says how long that is.

@@ -1,0 +1,176 @@
+//! The engine over a disk that can be held up and can fail, where nothing real would do so on demand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use seawall_types::Revision;
+
+use super::{Disk, Engine, History};
+use crate::model::{Change, Model};
+use crate::sqlite::OpenError;
+use crate::{CommitError, LeaseId, Op, Txn};
+
+/// How a persist ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Written,
+    /// It fails and nothing is written.
+    Failed,
+    /// It fails and all of it is written.
+    Doubtful,
+}
+
+#[derive(Debug)]
+struct State {
+    model: Model,
+    history: VecDeque<crate::Event>,
+    next: End,
+    /// A persist that ends a lease waits while this is set.
+    hold: bool,
+    /// One waits.
+    held: bool,
+}
+
+/// A disk of memory, steered by the test.
+#[derive(Clone)]
+struct Steered(Arc<(Mutex<State>, Condvar)>);
+
+impl Steered {
+    fn new() -> Self {
+        let state =
+            State { model: Model::default(), history: VecDeque::new(), next: End::Written, hold: false, held: false };
+        Self(Arc::new((Mutex::new(state), Condvar::new())))
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_all();
+    }
+
+    fn wait_until_held(&self) {
+        let state = self.0.0.lock().unwrap();
+        let (_state, timeout) =
+            self.0.1.wait_timeout_while(state, Duration::from_secs(20), |state| !state.held).unwrap();
+        assert!(!timeout.timed_out(), "no lease ended");
+    }
+}
+
+impl Disk for Steered {
+    fn persist(&mut self, _: &Model, changes: &[Change]) -> Result<(), CommitError> {
+        let mut state = self.0.0.lock().unwrap();
+        if state.hold && changes.iter().any(|change| matches!(change, Change::Ended(_))) {
+            state.held = true;
+            self.0.1.notify_all();
+            state = self.0.1.wait_while(state, |state| state.hold).unwrap();
+            state.held = false;
+        }
+        let end = std::mem::replace(&mut state.next, End::Written);
+        if end != End::Failed {
+            for change in changes {
+                state.model.apply(change);
+                if let Change::Event(event) = change {
+                    state.history.push_back(event.clone());
+                }
+            }
+        }
+        match end {
+            End::Written => Ok(()),
+            End::Failed => Err(CommitError::Unavailable("steered".into())),
+            End::Doubtful => Err(CommitError::Unknown("steered".into())),
+        }
+    }
+
+    fn load(&mut self) -> Result<(Model, History), OpenError> {
+        let state = self.0.0.lock().unwrap();
+        Ok((state.model.clone(), History { oldest: Revision(2), events: state.history.clone() }))
+    }
+}
+
+/// Tries until it holds.
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 20 s: {what}");
+}
+
+fn put(key: &str, lease: LeaseId) -> Txn {
+    Txn { then: vec![Op::Put { key: key.into(), value: Bytes::new(), lease: Some(lease) }], ..Txn::default() }
+}
+
+#[tokio::test]
+async fn a_lease_that_is_being_ended_is_not_kept_alive() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    let lease = engine.grant(Duration::from_millis(200)).await.unwrap();
+    engine.commit(put("a", lease)).await.unwrap();
+    disk.set(|state| state.hold = true);
+    disk.wait_until_held();
+    assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)), "its end is on the way to the disk");
+    // The end could not be written: it lives again, with its whole time.
+    disk.set(|state| (state.next, state.hold) = (End::Failed, false));
+    eventually("the lease lives", || engine.keep_alive(lease).is_ok()).await;
+    assert!(engine.view().model.get("a").is_some());
+    eventually("the lease ends", || engine.view().model.get("a").is_none()).await;
+    assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)));
+}
+
+#[tokio::test]
+async fn a_lease_whose_end_was_written_after_all_stays_ended() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    let lease = engine.grant(Duration::from_millis(200)).await.unwrap();
+    engine.commit(put("a", lease)).await.unwrap();
+    disk.set(|state| (state.next, state.hold) = (End::Doubtful, true));
+    disk.wait_until_held();
+    disk.set(|state| state.hold = false);
+    // Not once may it be kept alive: somebody else may have the key a moment later.
+    while engine.view().model.get("a").is_some() {
+        assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)));
+}
+
+#[tokio::test]
+async fn a_lease_that_was_granted_after_all_ends_like_any_other() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    disk.set(|state| state.next = End::Doubtful);
+    assert!(matches!(engine.grant(Duration::from_millis(200)).await, Err(CommitError::Unknown(_))));
+    eventually("it is read back", || engine.view().model.leases().count() == 1).await;
+    eventually("it ends", || engine.view().model.leases().count() == 0).await;
+}
+
+/// A disk that holds many leases.
+struct Crowded;
+
+impl Disk for Crowded {
+    fn persist(&mut self, _: &Model, _: &[Change]) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<(Model, History), OpenError> {
+        let mut model = Model::default();
+        for id in 1..=100_000 {
+            model.apply(&Change::Granted(LeaseId(id), Duration::from_secs(600)));
+        }
+        Ok((model, History { oldest: Revision(2), events: VecDeque::new() }))
+    }
+}
+
+#[test]
+fn a_keep_alive_does_not_look_at_the_other_leases() {
+    let engine = Engine::start(Crowded).unwrap();
+    let began = Instant::now();
+    for _ in 0..20_000 {
+        engine.keep_alive(LeaseId(100_000)).unwrap();
+    }
+    // A scan of 100,000 leases each time takes minutes.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
