@@ -1,6 +1,5 @@
 //! The embedded store: the engine on one SQLite file, or on nothing.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,8 @@ use bytes::Bytes;
 use rusqlite::{Connection, params};
 use seawall_types::Revision;
 
-use crate::engine::{Disk, Engine, HISTORY, History, NoDisk};
+use crate::engine::{Disk, Engine, NoDisk};
+use crate::history::{self, BOUNDS, Bounds, History};
 use crate::model::{Change, Model};
 use crate::sqlite::{self, OpenError};
 use crate::{CommitError, Committed, Cursor, Entry, Event, LeaseId, Range, ReadError, Store, Txn, WatchError};
@@ -43,7 +43,7 @@ impl Embedded {
     /// [`OpenError`] when the file cannot be opened, belongs to another process, or holds what Seawall never writes.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let connection = sqlite::open(path, MIGRATIONS)?;
-        Ok(Self { engine: Engine::start(File { connection, path: path.to_owned() })? })
+        Ok(Self { engine: Engine::start(File::new(connection, path, BOUNDS))? })
     }
 
     /// Keeps its state in memory alone; for tests and for what need not survive.
@@ -94,30 +94,50 @@ impl Store for Embedded {
 struct File {
     connection: Connection,
     path: PathBuf,
+    bounds: Bounds,
+    /// The size of the history in the file.
+    bytes: usize,
+}
+
+impl File {
+    fn new(connection: Connection, path: &Path, bounds: Bounds) -> Self {
+        Self { connection, path: path.to_owned(), bounds, bytes: 0 }
+    }
 }
 
 impl Disk for File {
     fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError> {
         let not_written = |error: rusqlite::Error| CommitError::Unavailable(error.to_string());
         let tx = self.connection.transaction().map_err(not_written)?;
-        write(&tx, model, changes).map_err(not_written)?;
+        let bytes = write(&tx, model, changes)
+            .and_then(|written| trim(&tx, self.bounds, self.bytes + written))
+            .map_err(not_written)?;
         // A failed sync leaves open what is on the disk.
-        tx.commit().map_err(|error| CommitError::Unknown(error.to_string()))
+        tx.commit().map_err(|error| CommitError::Unknown(error.to_string()))?;
+        self.bytes = bytes;
+        Ok(())
     }
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let failed = |error: rusqlite::Error| OpenError::Sqlite { path: self.path.clone(), why: error.to_string() };
-        read(&self.connection).map_err(failed)
+        let (model, history, bytes) = read(&self.connection, self.bounds).map_err(failed)?;
+        self.bytes = bytes;
+        Ok((model, history))
     }
 }
 
-fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result<()> {
+/// Says by how much the history has grown.
+fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result<usize> {
+    let mut written = 0;
     let mut put = tx.prepare_cached("INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     let mut delete = tx.prepare_cached("DELETE FROM entry WHERE key = ?1")?;
     let mut event = tx.prepare_cached(
         "INSERT INTO history (revision, key, value, created, version, lease) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for change in changes {
+        if let Change::Event(event) = change {
+            written += history::size(event);
+        }
         match change {
             Change::Event(Event { revision, key, entry: Some(e) }) => {
                 let (value, lease) = (&e.value[..], e.lease.map(|lease| lease.0));
@@ -138,25 +158,43 @@ fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result
     let mut meta = tx.prepare_cached("UPDATE meta SET value = ?2 WHERE name = ?1")?;
     meta.execute(params!["revision", model.revision.0])?;
     meta.execute(params!["last_lease", model.last_lease.0])?;
-    trim(tx)
+    Ok(written)
 }
 
-/// Keeps the history between one and two lengths, so that the cost is spread over many commits.
-fn trim(tx: &Connection) -> rusqlite::Result<()> {
+/// Keeps the history between one and two lengths, so that the cost is spread over many commits. Takes its size, and says
+/// what that is then.
+fn trim(tx: &Connection, bounds: Bounds, bytes: usize) -> rusqlite::Result<usize> {
     let ends =
         "SELECT (SELECT seq FROM history ORDER BY seq LIMIT 1), (SELECT seq FROM history ORDER BY seq DESC LIMIT 1)";
     let (first, last): (Option<i64>, Option<i64>) =
         tx.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let (Some(first), Some(last), length) = (first, last, HISTORY as i64) else { return Ok(()) };
-    if last - first > 2 * length {
-        let oldest: u64 = tx.query_row("SELECT revision FROM history WHERE seq = ?1", [last - length], |r| r.get(0))?;
-        tx.execute("DELETE FROM history WHERE revision < ?1", [oldest])?;
-        tx.execute("UPDATE meta SET value = ?1 WHERE name = 'oldest'", [oldest])?;
+    let (Some(first), Some(last)) = (first, last) else { return Ok(bytes) };
+    if !bounds.exceeded_by(usize::try_from(last - first).unwrap_or(0) / 2, bytes / 2) {
+        return Ok(bytes);
     }
-    Ok(())
+    // From the newest back: the revision that no longer fits goes, whole, and all before it.
+    let mut newest_first = tx.prepare_cached(
+        "SELECT revision, length(CAST(key AS BLOB)) + ifnull(length(value), 0) FROM history ORDER BY seq DESC",
+    )?;
+    let mut rows = newest_first.query([])?;
+    let (mut events, mut size) = (0, 0);
+    let (mut revision, mut before) = (0, 0);
+    while let Some(row) = rows.next()? {
+        let (of, grown): (u64, usize) = (row.get(0)?, row.get(1)?);
+        if of != revision {
+            (revision, before) = (of, size);
+        }
+        (events, size) = (events + 1, size + grown);
+        if bounds.exceeded_by(events, size) {
+            tx.execute("DELETE FROM history WHERE revision <= ?1", [revision])?;
+            tx.execute("UPDATE meta SET value = ?1 WHERE name = 'oldest'", [revision + 1])?;
+            return Ok(before);
+        }
+    }
+    Ok(size)
 }
 
-fn read(connection: &Connection) -> rusqlite::Result<(Model, History)> {
+fn read(connection: &Connection, bounds: Bounds) -> rusqlite::Result<(Model, History, usize)> {
     let meta =
         |name: &str| connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get::<_, u64>(0));
     let mut model = Model::default();
@@ -181,7 +219,8 @@ fn read(connection: &Connection) -> rusqlite::Result<(Model, History)> {
     model.revision = Revision(meta("revision")?);
     model.last_lease = LeaseId(meta("last_lease")?);
 
-    let mut events = VecDeque::new();
+    let mut history = History::new(Revision(meta("oldest")?), bounds);
+    let mut bytes = 0;
     let mut statement =
         connection.prepare("SELECT revision, key, value, created, version, lease FROM history ORDER BY seq")?;
     let mut rows = statement.query([])?;
@@ -199,7 +238,43 @@ fn read(connection: &Connection) -> rusqlite::Result<(Model, History)> {
             }),
             None => None,
         };
-        events.push_back(Event { revision, key, entry });
+        let event = Event { revision, key, entry };
+        bytes += history::size(&event);
+        history.push(event);
     }
-    Ok((model, History { oldest: Revision(meta("oldest")?), events }))
+    Ok((model, history, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_history_in_the_file_is_bounded_by_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let bounds = Bounds { events: 1000, bytes: 100_000 };
+        {
+            let connection = sqlite::open(&path, MIGRATIONS).unwrap();
+            let mut disk = File::new(connection, &path, bounds);
+            let (mut model, _) = disk.load().unwrap();
+            for n in 0..100u8 {
+                let mut changes = Vec::new();
+                model.commit(&Txn::put("k", vec![n; 9_999]), &mut changes).unwrap();
+                disk.persist(&model, &changes).unwrap();
+                let kept: usize = disk
+                    .connection
+                    .query_row("SELECT sum(length(key) + length(value)) FROM history", [], |row| row.get(0))
+                    .unwrap();
+                assert_eq!(kept, disk.bytes);
+                assert!(kept <= 2 * bounds.bytes, "{kept} bytes after {n}");
+            }
+        }
+        let mut disk = File::new(sqlite::open(&path, MIGRATIONS).unwrap(), &path, bounds);
+        let (model, history) = disk.load().unwrap();
+        let revisions: Vec<u64> = history.since(Revision(0)).map(|event| event.revision.0).collect();
+        assert_eq!(revisions, (history.oldest().0..=model.revision.0).collect::<Vec<_>>(), "no gap");
+        assert_eq!(revisions.len(), 10, "in memory it is one length");
+        assert!(disk.bytes >= bounds.bytes);
+    }
 }

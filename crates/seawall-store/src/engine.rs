@@ -5,7 +5,6 @@
 //! durable in one sync, shows them to the readers, and only then answers. When the disk fails, the writer's model has
 //! run ahead of the truth and is read anew.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -13,13 +12,12 @@ use seawall_types::Revision;
 use tokio::sync::{oneshot, watch};
 
 use crate::group_commit::{self, AskError};
+use crate::history::{BOUNDS, History};
 use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
 
-/// How many events of the past watchers can resume from.
-pub(crate) const HISTORY: usize = 16_384;
 /// An absence of the store that is worth a line in the log.
 const AWAY: Duration = Duration::from_secs(1);
 
@@ -41,33 +39,8 @@ impl Disk for NoDisk {
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let model = Model::default();
-        let history = History { oldest: model.revision.next(), events: VecDeque::new() };
+        let history = History::new(model.revision.next(), BOUNDS);
         Ok((model, history))
-    }
-}
-
-/// The latest events, oldest first; complete from `oldest` on.
-#[derive(Debug)]
-pub(crate) struct History {
-    pub(crate) oldest: Revision,
-    pub(crate) events: VecDeque<Event>,
-}
-
-impl History {
-    fn push(&mut self, event: Event) {
-        if event.revision < self.oldest {
-            // The rest of a revision so large that its beginning has gone already.
-            return;
-        }
-        self.events.push_back(event);
-        if self.events.len() > HISTORY {
-            // A revision goes whole or not at all.
-            let Some(gone) = self.events.front().map(|event| event.revision) else { return };
-            while self.events.front().is_some_and(|event| event.revision == gone) {
-                self.events.pop_front();
-            }
-            self.oldest = gone.next();
-        }
     }
 }
 
@@ -334,8 +307,7 @@ impl Cursor {
                 let events = {
                     let view = self.shared.view();
                     self.check(&view)?;
-                    let from = view.history.events.partition_point(|event| event.revision < self.next);
-                    let events = view.history.events.range(from..);
+                    let events = view.history.since(self.next);
                     self.next = view.model.revision.next();
                     events.filter(|event| event.key.starts_with(&*self.prefix)).cloned().collect::<Vec<_>>()
                 };
@@ -348,8 +320,8 @@ impl Cursor {
     }
 
     fn check(&self, view: &View) -> Result<(), WatchError> {
-        if self.next < view.history.oldest {
-            return Err(WatchError::Compacted { oldest: view.history.oldest });
+        if self.next < view.history.oldest() {
+            return Err(WatchError::Compacted { oldest: view.history.oldest() });
         }
         Ok(())
     }

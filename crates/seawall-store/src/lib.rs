@@ -10,6 +10,7 @@
 mod embedded;
 mod engine;
 pub mod group_commit;
+mod history;
 mod lease_clock;
 mod model;
 pub mod sqlite;

@@ -58,9 +58,17 @@ impl Model {
 
     /// Does a transaction and says what it changed; changes nothing when it is refused.
     pub(crate) fn commit(&mut self, txn: &Txn, changes: &mut Vec<Change>) -> Result<Committed, CommitError> {
-        self.check(txn)?;
+        check(txn)?;
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { &txn.then } else { &txn.otherwise };
+        // As in etcd, a lease matters only in the branch that is taken.
+        let missing = ops.iter().find_map(|op| match op {
+            Op::Put { lease, .. } => lease.filter(|lease| !self.leases.contains_key(lease)),
+            _ => None,
+        });
+        if let Some(lease) = missing {
+            return Err(CommitError::NoLease(lease));
+        }
         let next = self.revision.next();
         let before = changes.len();
         let mut results = Vec::with_capacity(ops.len());
@@ -163,32 +171,30 @@ impl Model {
             Compare::Value(key, value) => entry(key).is_some_and(|entry| entry.value == value),
         }
     }
+}
 
-    fn check(&self, txn: &Txn) -> Result<(), CommitError> {
-        let invalid = |why: String| Err(CommitError::Invalid(why));
-        for ops in [&txn.then, &txn.otherwise] {
-            if ops.len() > MAX_OPS || txn.compare.len() > MAX_OPS {
-                return invalid(format!("more than {MAX_OPS} conditions or operations in one transaction"));
+/// What is refused whatever the store holds: in either branch.
+fn check(txn: &Txn) -> Result<(), CommitError> {
+    let invalid = |why: String| Err(CommitError::Invalid(why));
+    for ops in [&txn.then, &txn.otherwise] {
+        if ops.len() > MAX_OPS || txn.compare.len() > MAX_OPS {
+            return invalid(format!("more than {MAX_OPS} conditions or operations in one transaction"));
+        }
+        let mut written = BTreeSet::new();
+        for op in ops {
+            let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key)) = op;
+            if key.is_empty() || key.len() > MAX_KEY {
+                return invalid(format!("a key of {} bytes: 1 to {MAX_KEY} are allowed", key.len()));
             }
-            let mut written = BTreeSet::new();
-            for op in ops {
-                let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key)) = op;
-                if key.is_empty() || key.len() > MAX_KEY {
-                    return invalid(format!("a key of {} bytes: 1 to {MAX_KEY} are allowed", key.len()));
-                }
-                if !matches!(op, Op::Get(_)) && !written.insert(key) {
-                    return invalid(format!("key `{key}` is written twice in one transaction"));
-                }
-                if let Op::Put { value, lease, .. } = op {
-                    if value.len() > MAX_VALUE {
-                        return invalid(format!("a value of {} bytes: at most {MAX_VALUE} are allowed", value.len()));
-                    }
-                    if let Some(lease) = lease.filter(|lease| !self.leases.contains_key(lease)) {
-                        return Err(CommitError::NoLease(lease));
-                    }
-                }
+            if !matches!(op, Op::Get(_)) && !written.insert(key) {
+                return invalid(format!("key `{key}` is written twice in one transaction"));
+            }
+            if let Op::Put { value, .. } = op
+                && value.len() > MAX_VALUE
+            {
+                return invalid(format!("a value of {} bytes: at most {MAX_VALUE} are allowed", value.len()));
             }
         }
-        Ok(())
     }
+    Ok(())
 }

@@ -16,7 +16,7 @@ macro_rules! conformance {
             use super::*;
 
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
-                invalid_transactions_change_nothing, leases_take_their_keys_along, a_lease_kept_alive_stays,
+                invalid_transactions_change_nothing, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays,
                 watches_miss_nothing, watches_resume_from_the_past, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
         }
@@ -113,6 +113,15 @@ async fn invalid_transactions_change_nothing(store: Arc<dyn Store>) {
     assert_eq!(store.range("").await.unwrap().revision, Revision(1));
     assert!(matches!(store.grant(Duration::ZERO).await, Err(CommitError::Invalid(_))));
     assert!(matches!(store.grant(Duration::from_secs(86_401)).await, Err(CommitError::Invalid(_))));
+}
+
+async fn a_lease_matters_only_in_the_branch_taken(store: Arc<dyn Store>) {
+    let orphan = || vec![Op::Put { key: "a".into(), value: "1".into(), lease: Some(LeaseId(77)) }];
+    let txn = Txn { compare: vec![Compare::Exists("a".into())], then: orphan(), otherwise: vec![put("b", "1")] };
+    let done = store.commit(txn).await.unwrap();
+    assert_eq!((done.succeeded, done.results), (false, vec![OpResult::Put]));
+    let txn = Txn { compare: vec![Compare::Exists("a".into())], then: vec![put("b", "2")], otherwise: orphan() };
+    assert_eq!(store.commit(txn).await, Err(CommitError::NoLease(LeaseId(77))));
 }
 
 async fn leases_take_their_keys_along(store: Arc<dyn Store>) {

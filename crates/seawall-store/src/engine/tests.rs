@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use seawall_types::Revision;
 
-use super::{Disk, Engine, History};
+use super::{Disk, Engine};
+use crate::history::{BOUNDS, History};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::{CommitError, LeaseId, Op, Txn};
@@ -84,7 +85,9 @@ impl Disk for Steered {
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let state = self.0.0.lock().unwrap();
-        Ok((state.model.clone(), History { oldest: Revision(2), events: state.history.clone() }))
+        let mut history = History::new(Revision(2), BOUNDS);
+        state.history.iter().for_each(|event| history.push(event.clone()));
+        Ok((state.model.clone(), history))
     }
 }
 
@@ -160,7 +163,7 @@ impl Disk for Crowded {
         for id in 1..=100_000 {
             model.apply(&Change::Granted(LeaseId(id), Duration::from_secs(600)));
         }
-        Ok((model, History { oldest: Revision(2), events: VecDeque::new() }))
+        Ok((model, History::new(Revision(2), BOUNDS)))
     }
 }
 
