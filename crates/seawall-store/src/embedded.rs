@@ -13,7 +13,7 @@ use crate::engine::{Disk, Engine, NoDisk};
 use crate::history::{self, BOUNDS, Bounds, History};
 use crate::model::{Change, Model};
 use crate::sqlite::{self, OpenError};
-use crate::{CommitError, Committed, Cursor, Entry, Event, LeaseId, Range, ReadError, Store, Txn, WatchError};
+use crate::{CommitError, Committed, Cursor, Entry, Event, Keys, LeaseId, Range, ReadError, Store, Txn, WatchError};
 
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -85,8 +85,12 @@ impl Store for Embedded {
         self.engine.revoke(lease).await
     }
 
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
-        self.engine.watch(prefix, from)
+    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        self.engine.watch(keys, from)
+    }
+
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        self.engine.watch_now(keys)
     }
 }
 

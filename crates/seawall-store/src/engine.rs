@@ -8,15 +8,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use seawall_types::Revision;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::group_commit::{self, AskError};
 use crate::history::{BOUNDS, History};
 use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
-use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
+use crate::watchers::{Waiter, WaiterId, Watchers};
+use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, Txn, WatchError};
 
 /// An absence of the store that is worth a line in the log.
 const AWAY: Duration = Duration::from_secs(1);
@@ -54,7 +56,7 @@ pub(crate) struct View {
 #[derive(Debug)]
 struct Shared {
     view: RwLock<View>,
-    latest: watch::Receiver<Revision>,
+    watchers: Watchers,
     leases: Mutex<LeaseClock>,
 }
 
@@ -112,13 +114,12 @@ impl Engine {
     pub(crate) fn start(mut disk: impl Disk) -> Result<Self, OpenError> {
         let (model, history) = disk.load()?;
         let now = Instant::now();
-        let (latest, seen) = watch::channel(model.revision);
         let shared = Arc::new(Shared {
-            latest: seen,
+            watchers: Watchers::default(),
             view: RwLock::new(View { model: model.clone(), history }),
             leases: Mutex::new(running(&model, now)),
         });
-        let mut writer = Writer { shared: shared.clone(), latest, disk, model, stale: false };
+        let mut writer = Writer { shared: shared.clone(), disk, model, stale: false };
         let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
             writer.run(batch.drain(..), Instant::now());
         })
@@ -147,15 +148,26 @@ impl Engine {
         self.shared.leases().keep_alive(lease, Instant::now()).ok_or(CommitError::NoLease(lease))
     }
 
-    pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
-        let cursor = Cursor {
-            shared: self.shared.clone(),
-            latest: self.shared.latest.clone(),
-            prefix: prefix.into(),
-            next: from,
-        };
-        cursor.check(&self.view())?;
-        Ok(cursor)
+    pub(crate) fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        let view = self.view();
+        check(&view, from)?;
+        self.follow(&view, keys, from)
+    }
+
+    pub(crate) fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        let view = self.view();
+        let revision = view.model.revision;
+        Ok((revision, self.follow(&view, keys, revision.next())?))
+    }
+
+    /// Nothing is published while the view is held, so nothing happens between its revision and the waiter's beginning.
+    fn follow(&self, view: &View, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        if self.shared.watchers.closed() {
+            return Err(WatchError::Closed);
+        }
+        let unread = Some(from).filter(|from| *from <= view.model.revision);
+        let (id, waiter) = self.shared.watchers.add(&keys, unread);
+        Ok(Cursor::new(Follower { shared: self.shared.clone(), keys, from, id, waiter }))
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, CommitError> {
@@ -170,8 +182,6 @@ impl Engine {
 
 struct Writer<D> {
     shared: Arc<Shared>,
-    /// Gone with the writer, which is how cursors learn that the store is closed.
-    latest: watch::Sender<Revision>,
     disk: D,
     model: Model,
     /// The model ran ahead of a disk that failed.
@@ -224,6 +234,7 @@ impl<D: Disk> Writer<D> {
 
     /// Makes a batch visible: it is durable by now.
     fn publish(&mut self, changes: &[Change], now: Instant) {
+        let mut wake = Vec::new();
         {
             let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
             let mut leases = self.shared.leases();
@@ -235,8 +246,13 @@ impl<D: Disk> Writer<D> {
                     Change::Ended(id) => leases.stop(*id),
                 }
             }
+            let events = changes.iter().filter_map(|change| match change {
+                Change::Event(event) => Some(event),
+                _ => None,
+            });
+            self.shared.watchers.touch(events, &mut wake);
         }
-        self.latest.send_replace(self.model.revision);
+        wake.iter().for_each(|waiter| waiter.wake());
     }
 
     /// The leases whose time is over, out of the clock already.
@@ -256,14 +272,27 @@ impl<D: Disk> Writer<D> {
             let (model, history) = self.disk.load().map_err(|error| error.to_string())?;
             self.model = model.clone();
             self.stale = false;
+            let mut wake = Vec::new();
             {
                 let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
                 *self.shared.leases() = running(&model, now);
+                let unknown = view.model.revision.next();
+                if history.oldest() <= unknown {
+                    self.shared.watchers.touch(history.since(unknown), &mut wake);
+                } else {
+                    self.shared.watchers.touch_all(unknown, &mut wake);
+                }
                 *view = View { model, history };
             }
-            self.latest.send_replace(self.model.revision);
+            wake.iter().for_each(|waiter| waiter.wake());
         }
         Ok(())
+    }
+}
+
+impl<D> Drop for Writer<D> {
+    fn drop(&mut self) {
+        self.shared.watchers.close();
     }
 }
 
@@ -287,44 +316,52 @@ fn refuse(job: Job, why: &str) {
 
 /// A place in the history. It buffers nothing: a slow reader falls behind, at worst until its place is compacted.
 #[derive(Debug)]
-pub struct Cursor {
+struct Follower {
     shared: Arc<Shared>,
-    latest: watch::Receiver<Revision>,
-    prefix: Box<str>,
-    next: Revision,
+    keys: Keys,
+    /// Earlier events are not wanted.
+    from: Revision,
+    id: WaiterId,
+    waiter: Arc<Waiter>,
 }
 
-impl Cursor {
-    /// The next events under the prefix, whole revisions only; waits until there are some. Cancel safe.
-    ///
-    /// # Errors
-    /// [`WatchError::Compacted`] when the reader was so slow that the history has moved past it;
-    /// [`WatchError::Closed`] when the store is gone.
-    pub async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
-        loop {
-            let latest = *self.latest.borrow_and_update();
-            if latest >= self.next {
-                let events = {
-                    let view = self.shared.view();
-                    self.check(&view)?;
-                    let events = view.history.since(self.next);
-                    self.next = view.model.revision.next();
-                    events.filter(|event| event.key.starts_with(&*self.prefix)).cloned().collect::<Vec<_>>()
-                };
-                if !events.is_empty() {
-                    return Ok(events);
-                }
-            }
-            self.latest.changed().await.map_err(|_| WatchError::Closed)?;
-        }
+impl Follower {
+    /// What has happened since the last reading; nothing is there yet when that is empty.
+    fn read(&self) -> Result<Vec<Event>, WatchError> {
+        let view = self.shared.view();
+        let Some(touched) = self.waiter.touched() else { return Ok(Vec::new()) };
+        let from = touched.max(self.from);
+        check(&view, from)?;
+        self.waiter.has_read();
+        Ok(view.history.since(from).filter(|event| self.keys.contain(&event.key)).cloned().collect())
     }
+}
 
-    fn check(&self, view: &View) -> Result<(), WatchError> {
-        if self.next < view.history.oldest() {
-            return Err(WatchError::Compacted { oldest: view.history.oldest() });
+#[async_trait]
+impl Follow for Follower {
+    async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
+        loop {
+            let events = self.read()?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            if self.shared.watchers.closed() {
+                return Err(WatchError::Closed);
+            }
+            self.waiter.woken().await;
         }
-        Ok(())
     }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.shared.watchers.forget(&self.keys, self.id);
+    }
+}
+
+fn check(view: &View, from: Revision) -> Result<(), WatchError> {
+    let oldest = view.history.oldest();
+    if from < oldest { Err(WatchError::Compacted { oldest }) } else { Ok(()) }
 }
 
 #[cfg(test)]

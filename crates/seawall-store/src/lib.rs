@@ -14,6 +14,7 @@ mod history;
 mod lease_clock;
 mod model;
 pub mod sqlite;
+mod watchers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +26,6 @@ use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::Embedded;
-pub use engine::Cursor;
 
 /// One key as it stands at some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +63,35 @@ pub struct LeaseId(pub u64);
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Which keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// This one.
+    One(String),
+    /// Those that start with this; all, when it is empty.
+    Prefix(String),
+}
+
+impl Keys {
+    /// The one key.
+    pub fn one(key: impl Into<String>) -> Self {
+        Self::One(key.into())
+    }
+
+    /// The keys that start with `prefix`.
+    pub fn prefix(prefix: impl Into<String>) -> Self {
+        Self::Prefix(prefix.into())
+    }
+
+    /// Whether `key` is one of them.
+    pub fn contain(&self, key: &str) -> bool {
+        match self {
+            Self::One(one) => one == key,
+            Self::Prefix(prefix) => key.starts_with(prefix.as_str()),
+        }
     }
 }
 
@@ -201,9 +230,42 @@ pub enum WatchError {
         /// The oldest revision that can still be watched from.
         oldest: Revision,
     },
+    /// The store does not answer; the watch may be begun again from the revision after the last one seen.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
+}
+
+/// What a backend puts behind a [`Cursor`].
+#[async_trait]
+pub trait Follow: fmt::Debug + Send + 'static {
+    /// As [`Cursor::next`], and as cancel safe.
+    async fn next(&mut self) -> Result<Vec<Event>, WatchError>;
+}
+
+/// A place in the history of some keys. Ends when it is dropped.
+///
+/// Who waits in [`next`](Cursor::next) is woken only by what touches these keys, and is never too late for it, however
+/// much happens to others. Who does not wait falls behind, at worst until its next event is no longer kept.
+#[derive(Debug)]
+pub struct Cursor(Box<dyn Follow>);
+
+impl Cursor {
+    /// A cursor of a backend.
+    pub fn new(follow: impl Follow) -> Self {
+        Self(Box::new(follow))
+    }
+
+    /// The next events, at least one, in order, whole revisions only (of these keys); waits until there are some. Cancel
+    /// safe: a dropped call has taken nothing.
+    ///
+    /// # Errors
+    /// [`WatchError`]; the cursor stays where it is, so that [`WatchError::Compacted`] is said again each time.
+    pub async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
+        self.0.next().await
+    }
 }
 
 /// Keys, transactions, leases and watches. All methods are cancel safe in this sense: a dropped [`Store::commit`] has
@@ -229,8 +291,13 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a lease and deletes its keys. Ending a lease that is gone is [`CommitError::NoLease`].
     async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError>;
 
-    /// Everything that happens to keys under `prefix`, from revision `from` on (inclusive), in order, nothing missing.
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError>;
+    /// Everything that happens to `keys` from revision `from` on (inclusive, also one that is still to come), in order,
+    /// nothing missing.
+    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError>;
+
+    /// Everything that happens to `keys` after the revision that is given back. A reading that is made afterwards and
+    /// the cursor together miss nothing.
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError>;
 }
 
 /// The longest key, in bytes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use seawall_store::{CommitError, Compare, Embedded, LeaseId, Op, OpResult, Store, Txn, WatchError};
+use seawall_store::{CommitError, Compare, Embedded, Keys, LeaseId, Op, OpResult, Store, Txn, WatchError};
 use seawall_types::Revision;
 
 /// Runs the suite on a fresh store for every case.
@@ -17,7 +17,8 @@ macro_rules! conformance {
 
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
                 invalid_transactions_change_nothing, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays,
-                watches_miss_nothing, watches_resume_from_the_past, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
+                watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
+                a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
         }
     };
@@ -133,7 +134,7 @@ async fn leases_take_their_keys_along(store: Arc<dyn Store>) {
     }
     // Written again without the lease, `b` no longer goes with it; `c` has moved to the other one.
     store.commit(Txn { then: vec![with("b", None), with("c", Some(other))], ..Txn::default() }).await.unwrap();
-    let mut events = store.watch("", store.range("").await.unwrap().revision.next()).await.unwrap();
+    let mut events = store.watch(Keys::prefix(""), store.range("").await.unwrap().revision.next()).await.unwrap();
     let gone = events.next().await.unwrap();
     assert_eq!(gone.iter().map(|e| (&*e.key, e.entry.is_none())).collect::<Vec<_>>(), [("a", true)]);
     assert_eq!(store.keep_alive(lease).await, Err(CommitError::NoLease(lease)));
@@ -158,7 +159,7 @@ async fn a_lease_kept_alive_stays(store: Arc<dyn Store>) {
 }
 
 async fn watches_miss_nothing(store: Arc<dyn Store>) {
-    let mut watch = store.watch("k/", Revision(2)).await.unwrap();
+    let mut watch = store.watch(Keys::prefix("k/"), Revision(2)).await.unwrap();
     let writer = tokio::spawn(async move {
         for i in 0..500u64 {
             store.commit(Txn::put(format!("k/{}", i % 7), i.to_string())).await.unwrap();
@@ -181,22 +182,64 @@ async fn watches_resume_from_the_past(store: Arc<dyn Store>) {
         store.commit(Txn::put("a", i.to_string())).await.unwrap();
     }
     store.commit(Txn::delete("a")).await.unwrap();
-    let events = store.watch("a", Revision(5)).await.unwrap().next().await.unwrap();
+    let events = store.watch(Keys::prefix("a"), Revision(5)).await.unwrap().next().await.unwrap();
     let revisions: Vec<u64> = events.iter().map(|e| e.revision.0).collect();
     assert_eq!(revisions, (5..=12).collect::<Vec<_>>());
     assert!(events.last().unwrap().entry.is_none());
 }
 
+async fn a_watch_of_one_key_sees_no_other(store: Arc<dyn Store>) {
+    let mut one = store.watch(Keys::one("a/b"), Revision(2)).await.unwrap();
+    let mut future = store.watch(Keys::one("a/b"), Revision(6)).await.unwrap();
+    for key in ["a/b", "a/bc", "a/", "b", "a/b"] {
+        store.commit(Txn::put(key, "v")).await.unwrap();
+    }
+    let mut late = store.watch(Keys::one("a/b"), Revision(2)).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.extend(one.next().await.unwrap());
+    }
+    assert_eq!(seen.iter().map(|e| (&*e.key, e.revision.0)).collect::<Vec<_>>(), [("a/b", 2), ("a/b", 6)]);
+    assert_eq!(late.next().await.unwrap(), seen);
+    assert_eq!(future.next().await.unwrap(), seen[1..]);
+}
+
+async fn a_watch_from_now_begins_after_its_revision(store: Arc<dyn Store>) {
+    let before = store.commit(Txn::put("k", "1")).await.unwrap().revision;
+    let (revision, mut one) = store.watch_now(Keys::one("k")).await.unwrap();
+    assert_eq!(revision, before);
+    let (_, mut all) = store.watch_now(Keys::prefix("")).await.unwrap();
+    let after = store.commit(Txn::delete("k")).await.unwrap().revision;
+    for watch in [&mut one, &mut all] {
+        let events = watch.next().await.unwrap();
+        assert_eq!((events.len(), events[0].revision, &events[0].entry), (1, after, &None));
+    }
+}
+
+async fn a_watch_of_a_quiet_key_outlives_the_history(store: Arc<dyn Store>) {
+    let (_, mut quiet) = store.watch_now(Keys::one("quiet")).await.unwrap();
+    let (_, mut next) = store.watch_now(Keys::prefix("quiet/")).await.unwrap();
+    let many = Txn { then: (0..128).map(|i| put(&format!("{i}"), "v")).collect(), ..Txn::default() };
+    for _ in 0..140 {
+        store.commit(many.clone()).await.unwrap();
+    }
+    let written = store.commit(Txn { then: vec![put("quiet", "1"), put("quiet/1", "1")], ..Txn::default() }).await;
+    let written = written.unwrap().revision;
+    assert_eq!(quiet.next().await.unwrap()[0].revision, written);
+    assert_eq!(next.next().await.unwrap()[0].revision, written);
+}
+
 async fn watches_report_compaction(store: Arc<dyn Store>) {
-    let mut slow = store.watch("", Revision(2)).await.unwrap();
+    let mut slow = store.watch(Keys::prefix(""), Revision(2)).await.unwrap();
     let many = Txn { then: (0..128).map(|i| put(&format!("{i}"), "v")).collect(), ..Txn::default() };
     for _ in 0..140 {
         store.commit(many.clone()).await.unwrap();
     }
     let WatchError::Compacted { oldest } = slow.next().await.unwrap_err() else { panic!("not compacted") };
     assert!(oldest > Revision(2));
-    assert_eq!(store.watch("", Revision(2)).await.unwrap_err(), WatchError::Compacted { oldest });
-    assert_eq!(store.watch("", oldest).await.unwrap().next().await.unwrap()[0].revision, oldest);
+    assert_eq!(slow.next().await.unwrap_err(), WatchError::Compacted { oldest }, "it is said again");
+    assert_eq!(store.watch(Keys::prefix(""), Revision(2)).await.unwrap_err(), WatchError::Compacted { oldest });
+    assert_eq!(store.watch(Keys::prefix(""), oldest).await.unwrap().next().await.unwrap()[0].revision, oldest);
 }
 
 async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) {
@@ -207,7 +250,7 @@ async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) 
     }
     let before = store.range("").await.unwrap();
     assert_eq!(before.entries.len(), 140 * 128);
-    let mut watch = store.watch("", before.revision.next()).await.unwrap();
+    let mut watch = store.watch(Keys::prefix(""), before.revision.next()).await.unwrap();
     let gone = store.revoke(lease).await.unwrap();
     // All those deletions are one revision, and do not fit: that is said, nothing is left out in silence.
     assert_eq!(watch.next().await.unwrap_err(), WatchError::Compacted { oldest: gone.next() });
@@ -215,7 +258,7 @@ async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) 
         store.grant(Duration::from_secs(1 + n)).await.unwrap();
     }
     store.commit(Txn::put("after", "x")).await.unwrap();
-    let mut watch = store.watch("", gone.next()).await.unwrap();
+    let mut watch = store.watch(Keys::prefix(""), gone.next()).await.unwrap();
     assert_eq!(&*watch.next().await.unwrap()[0].key, "after");
 }
 

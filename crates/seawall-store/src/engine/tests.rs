@@ -1,17 +1,19 @@
 //! The engine over a disk that can be held up and can fail, where nothing real would do so on demand.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use seawall_types::Revision;
 
-use super::{Disk, Engine};
+use super::{Disk, Engine, NoDisk};
 use crate::history::{BOUNDS, History};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
-use crate::{CommitError, LeaseId, Op, Txn};
+use crate::{CommitError, Keys, LeaseId, Op, Txn};
 
 /// How a persist ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -176,4 +178,61 @@ fn a_keep_alive_does_not_look_at_the_other_leases() {
     }
     // A scan of 100,000 leases each time takes minutes.
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// Counts how often a future is polled.
+async fn counted<F: Future>(polls: Arc<AtomicUsize>, future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| {
+        polls.fetch_add(1, Ordering::Relaxed);
+        future.as_mut().poll(context)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_commit_wakes_only_those_whose_keys_it_touches() {
+    const WAITERS: usize = 10_000;
+    let engine = Engine::start(NoDisk).unwrap();
+    let polls = Arc::new(AtomicUsize::new(0));
+    let wait = |keys: Keys| {
+        let mut cursor = engine.watch_now(keys).unwrap().1;
+        tokio::spawn(counted(polls.clone(), async move { cursor.next().await }))
+    };
+    let mut ones: Vec<_> = (0..WAITERS).map(|n| wait(Keys::one(format!("queue/{n}")))).collect();
+    let mut prefixes: Vec<_> = (0..100).map(|n| wait(Keys::prefix(format!("dir{n}/")))).collect();
+    let all = WAITERS + prefixes.len();
+    while polls.load(Ordering::Relaxed) < all {
+        tokio::task::yield_now().await;
+    }
+    for n in 0..20 {
+        engine.commit(Txn::put(format!("other/{n}"), "v")).await.unwrap();
+    }
+    engine.commit(Txn::delete("queue/7")).await.unwrap();
+    let put = engine.commit(Txn::put("queue/7", "v")).await.unwrap().revision;
+    let seen = ones.swap_remove(7).await.unwrap().unwrap();
+    assert_eq!(seen[0].revision, put);
+    let put = engine.commit(Txn::put("dir3/x", "v")).await.unwrap().revision;
+    assert_eq!(prefixes.swap_remove(3).await.unwrap().unwrap()[0].revision, put);
+    // Whoever was woken by now has been queued before these.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(polls.load(Ordering::Relaxed), all + 2, "two of them had something to see");
+    // The others end with the store.
+    drop(engine);
+    for one in ones.into_iter().chain(prefixes) {
+        assert_eq!(one.await.unwrap(), Err(crate::WatchError::Closed));
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_after_all_reaches_the_watchers() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    let (before, mut watch) = engine.watch_now(Keys::one("a")).unwrap();
+    disk.set(|state| state.next = End::Doubtful);
+    assert!(matches!(engine.commit(Txn::put("a", "v")).await, Err(CommitError::Unknown(_))));
+    let events = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.unwrap().unwrap();
+    assert_eq!(events[0].revision, before.next());
 }
