@@ -126,6 +126,13 @@ pub enum Op {
     Delete(String),
     /// Reads a key as it stands after the operations before this one.
     Get(String),
+    /// Reads, of the keys in a directory, the one that was created first. A directory is a prefix that ends with `/`,
+    /// and everything that starts with it is in it, at any depth. Of keys that one transaction created, any may be taken for the first.
+    /// Takes no longer however many there are.
+    Oldest(String),
+    /// Reads, of the keys in a directory, the one that was created last before the given revision; as
+    /// [`Oldest`](Self::Oldest) otherwise. So a queue's members each learn who is just before them.
+    NewestBefore(String, Revision),
 }
 
 /// If all of `compare` holds, do `then`, otherwise do `otherwise`; all of it or none.
@@ -176,7 +183,7 @@ pub enum OpResult {
     Put,
     /// Whether there was something to delete.
     Deleted(bool),
-    /// What was read.
+    /// What was read; `None` when there is none.
     Got(Option<Entry>),
 }
 

@@ -1,6 +1,6 @@
 //! The store as a pure data structure: no clock, no disk, no await. The engine gives it transactions one at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,50 @@ pub(crate) struct Model {
     pub(crate) revision: Revision,
     pub(crate) last_lease: LeaseId,
     entries: BTreeMap<Arc<str>, Entry>,
+    ages: Ages,
     leases: BTreeMap<LeaseId, Lease>,
+}
+
+/// For every directory the keys in it, at any depth, by the revision that created them.
+#[derive(Clone, Debug, Default)]
+struct Ages(HashMap<Box<str>, BTreeSet<(Revision, Arc<str>)>>);
+
+impl Ages {
+    fn add(&mut self, key: &Arc<str>, created: Revision) {
+        for directory in directories(key) {
+            let keys = match self.0.get_mut(directory) {
+                Some(keys) => keys,
+                None => self.0.entry(directory.into()).or_default(),
+            };
+            keys.insert((created, key.clone()));
+        }
+    }
+
+    fn remove(&mut self, key: &Arc<str>, created: Revision) {
+        let age = (created, key.clone());
+        for directory in directories(key) {
+            let Some(keys) = self.0.get_mut(directory) else { continue };
+            keys.remove(&age);
+            if keys.is_empty() {
+                self.0.remove(directory);
+            }
+        }
+    }
+
+    fn oldest(&self, directory: &str) -> Option<&Arc<str>> {
+        self.0.get(directory)?.first().map(|(_, key)| key)
+    }
+
+    fn newest_before(&self, directory: &str, revision: Revision) -> Option<&Arc<str>> {
+        // No key is empty, so this is before all of that revision.
+        let end = (revision, Arc::from(""));
+        self.0.get(directory)?.range(..end).next_back().map(|(_, key)| key)
+    }
+}
+
+/// The directories that a key lies in: each of its prefixes that ends with `/`.
+fn directories(key: &str) -> impl Iterator<Item = &str> {
+    key.match_indices('/').map(|(at, _)| &key[..=at])
 }
 
 #[derive(Clone, Debug)]
@@ -37,7 +80,13 @@ pub(crate) enum Change {
 impl Default for Model {
     fn default() -> Self {
         // As in etcd, the empty store stands at revision 1.
-        Self { revision: Revision(1), last_lease: LeaseId(0), entries: BTreeMap::new(), leases: BTreeMap::new() }
+        Self {
+            revision: Revision(1),
+            last_lease: LeaseId(0),
+            entries: BTreeMap::new(),
+            ages: Ages::default(),
+            leases: BTreeMap::new(),
+        }
     }
 }
 
@@ -59,8 +108,7 @@ impl Model {
     /// Does a transaction and says what it changed; changes nothing when it is refused.
     pub(crate) fn commit(&mut self, txn: &Txn, changes: &mut Vec<Change>) -> Result<Committed, CommitError> {
         check(txn)?;
-        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-        let ops = if succeeded { &txn.then } else { &txn.otherwise };
+        let (succeeded, ops) = self.branch(txn);
         // As in etcd, a lease matters only in the branch that is taken.
         let missing = ops.iter().find_map(|op| match op {
             Op::Put { lease, .. } => lease.filter(|lease| !self.leases.contains_key(lease)),
@@ -94,13 +142,42 @@ impl Model {
                     }
                     None => OpResult::Deleted(false),
                 },
-                Op::Get(key) => OpResult::Got(self.entries.get(key.as_str()).cloned()),
+                Op::Get(_) | Op::Oldest(_) | Op::NewestBefore(..) => OpResult::Got(self.look_up(op).cloned()),
             });
         }
         if changes.len() > before {
             self.revision = next;
         }
         Ok(Committed { revision: self.revision, succeeded, results })
+    }
+
+    /// Does a transaction that only reads, without anybody's turn; `None` when it may write.
+    pub(crate) fn read(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
+        if txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. } | Op::Delete(_))) {
+            return None;
+        }
+        Some(check(txn).map(|()| {
+            let (succeeded, ops) = self.branch(txn);
+            let results = ops.iter().map(|op| OpResult::Got(self.look_up(op).cloned())).collect();
+            Committed { revision: self.revision, succeeded, results }
+        }))
+    }
+
+    /// Whether the conditions hold, and what is to be done then.
+    fn branch<'a>(&self, txn: &'a Txn) -> (bool, &'a [Op]) {
+        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+        (succeeded, if succeeded { &txn.then } else { &txn.otherwise })
+    }
+
+    /// What an operation that reads finds.
+    fn look_up(&self, op: &Op) -> Option<&Entry> {
+        let key = match op {
+            Op::Get(key) => key.as_str(),
+            Op::Oldest(directory) => self.ages.oldest(directory)?,
+            Op::NewestBefore(directory, revision) => self.ages.newest_before(directory, *revision)?,
+            Op::Put { .. } | Op::Delete(_) => return None,
+        };
+        self.entries.get(key)
     }
 
     pub(crate) fn grant(&mut self, ttl: Duration, changes: &mut Vec<Change>) -> LeaseId {
@@ -149,10 +226,20 @@ impl Model {
 
     fn put(&mut self, key: &Arc<str>, entry: Option<Entry>) {
         let lease = entry.as_ref().and_then(|entry| entry.lease);
+        let created = entry.as_ref().map(|entry| entry.created);
         let old = match entry {
             Some(entry) => self.entries.insert(key.clone(), entry),
             None => self.entries.remove(key),
         };
+        let before = old.as_ref().map(|old| old.created);
+        if before != created {
+            if let Some(before) = before {
+                self.ages.remove(key, before);
+            }
+            if let Some(created) = created {
+                self.ages.add(key, created);
+            }
+        }
         if let Some(lease) = old.and_then(|old| old.lease).and_then(|id| self.leases.get_mut(&id)) {
             lease.keys.remove(key);
         }
@@ -182,11 +269,15 @@ fn check(txn: &Txn) -> Result<(), CommitError> {
         }
         let mut written = BTreeSet::new();
         for op in ops {
-            let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key)) = op;
+            let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key) | Op::Oldest(key) | Op::NewestBefore(key, _)) =
+                op;
             if key.is_empty() || key.len() > MAX_KEY {
                 return invalid(format!("a key of {} bytes: 1 to {MAX_KEY} are allowed", key.len()));
             }
-            if !matches!(op, Op::Get(_)) && !written.insert(key) {
+            if matches!(op, Op::Oldest(_) | Op::NewestBefore(..)) && !key.ends_with('/') {
+                return invalid(format!("`{key}` is no directory: it does not end with `/`"));
+            }
+            if matches!(op, Op::Put { .. } | Op::Delete(_)) && !written.insert(key) {
                 return invalid(format!("key `{key}` is written twice in one transaction"));
             }
             if let Op::Put { value, .. } = op
@@ -198,3 +289,6 @@ fn check(txn: &Txn) -> Result<(), CommitError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

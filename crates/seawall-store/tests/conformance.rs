@@ -16,7 +16,7 @@ macro_rules! conformance {
             use super::*;
 
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
-                invalid_transactions_change_nothing, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays,
+                invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays,
                 watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
                 a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
@@ -114,6 +114,43 @@ async fn invalid_transactions_change_nothing(store: Arc<dyn Store>) {
     assert_eq!(store.range("").await.unwrap().revision, Revision(1));
     assert!(matches!(store.grant(Duration::ZERO).await, Err(CommitError::Invalid(_))));
     assert!(matches!(store.grant(Duration::from_secs(86_401)).await, Err(CommitError::Invalid(_))));
+}
+
+async fn a_queue_knows_its_first_and_who_is_before_whom(store: Arc<dyn Store>) {
+    let mut created = Vec::new();
+    for key in ["q/c", "q/a", "qq", "q/in/b", "r/x"] {
+        created.push(store.commit(Txn::put(key, "v")).await.unwrap().revision);
+    }
+    // Written again, it keeps its place.
+    store.commit(Txn::put("q/c", "w")).await.unwrap();
+    let ask = async |op: Op| {
+        let done = store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+        let [OpResult::Got(entry)] = &done.results[..] else { panic!("{done:?}") };
+        entry.as_ref().map(|entry| entry.key.to_string())
+    };
+    let q = || "q/".to_owned();
+    assert_eq!(ask(Op::Oldest(q())).await.as_deref(), Some("q/c"));
+    assert_eq!(ask(Op::NewestBefore(q(), created[0])).await, None);
+    assert_eq!(ask(Op::NewestBefore(q(), created[1])).await.as_deref(), Some("q/c"));
+    assert_eq!(ask(Op::NewestBefore(q(), created[3])).await.as_deref(), Some("q/a"));
+    assert_eq!(ask(Op::NewestBefore(q(), created[4])).await.as_deref(), Some("q/in/b"));
+    assert_eq!(ask(Op::Oldest("q/in/".into())).await.as_deref(), Some("q/in/b"));
+    assert_eq!(ask(Op::Oldest("none/".into())).await, None);
+    // Created anew, it is the last; and a transaction sees what it has done itself.
+    let again = Txn {
+        then: vec![Op::Delete("q/c".into()), Op::Oldest(q()), put("q/z", "v"), Op::NewestBefore(q(), Revision(1000))],
+        ..Txn::default()
+    };
+    let done = store.commit(again).await.unwrap();
+    let keys = done.results.iter().map(|result| match result {
+        OpResult::Got(Some(entry)) => &*entry.key,
+        _ => "",
+    });
+    assert_eq!(keys.collect::<Vec<_>>(), ["", "q/a", "", "q/z"]);
+    for op in [Op::Oldest("q".into()), Op::NewestBefore(String::new(), Revision(2))] {
+        let error = store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap_err();
+        assert!(matches!(error, CommitError::Invalid(_)), "{error}");
+    }
 }
 
 async fn a_lease_matters_only_in_the_branch_taken(store: Arc<dyn Store>) {

@@ -236,3 +236,26 @@ async fn what_was_written_after_all_reaches_the_watchers() {
     let events = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.unwrap().unwrap();
     assert_eq!(events[0].revision, before.next());
 }
+
+#[tokio::test]
+async fn a_transaction_that_only_reads_waits_for_no_disk() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    let lease = engine.grant(Duration::from_secs(600)).await.unwrap();
+    engine.commit(put("a", lease)).await.unwrap();
+    disk.set(|state| state.hold = true);
+    let revoked = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.revoke(lease).await }
+    });
+    while !disk.0.0.lock().unwrap().held {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The end of the lease is not durable, so nobody sees it yet.
+    let read = Txn { then: vec![Op::Get("a".into())], ..Txn::default() };
+    let done = engine.commit(read.clone()).await.unwrap();
+    assert!(matches!(&done.results[..], [crate::OpResult::Got(Some(_))]));
+    disk.set(|state| state.hold = false);
+    revoked.await.unwrap().unwrap();
+    assert_eq!(engine.commit(read).await.unwrap().results, [crate::OpResult::Got(None)]);
+}
