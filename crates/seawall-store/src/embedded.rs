@@ -11,9 +11,13 @@ use seawall_types::Revision;
 
 use crate::engine::{Disk, Engine, NoDisk};
 use crate::history::{self, BOUNDS, Bounds, History};
+use crate::lease_clock::STEP;
 use crate::model::{Change, Model};
 use crate::sqlite::{self, OpenError};
-use crate::{CommitError, Committed, Cursor, Entry, Event, Keys, LeaseId, Range, ReadError, Store, Txn, WatchError};
+use crate::{
+    CommitError, Committed, Cursor, Entry, Event, Keys, Lease, LeaseId, LeaseInfo, Limits, MAX_KEY, MAX_OPS, MAX_VALUE,
+    Range, ReadError, Store, Txn, WatchError,
+};
 
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -28,6 +32,15 @@ const MIGRATIONS: &[&str] = &["
     );
     INSERT INTO meta VALUES ('revision', 1), ('last_lease', 0), ('oldest', 2);
 "];
+
+const LIMITS: Limits = Limits {
+    min_ttl: STEP,
+    max_ttl: Duration::from_secs(24 * 3600),
+    ttl_step: Duration::from_millis(1),
+    max_key: MAX_KEY,
+    max_value: MAX_VALUE,
+    max_ops: MAX_OPS,
+};
 
 /// A store inside this process; cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,6 +70,10 @@ impl Embedded {
 
 #[async_trait]
 impl Store for Embedded {
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, ReadError> {
         Ok(self.engine.view().model.get(key).cloned())
     }
@@ -69,12 +86,17 @@ impl Store for Embedded {
         self.engine.commit(txn).await
     }
 
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError> {
-        const DAY: Duration = Duration::from_secs(24 * 3600);
-        if ttl.is_zero() || ttl > DAY {
-            return Err(CommitError::Invalid(format!("a lease of {ttl:?}: more than 0 and at most a day is allowed")));
+    async fn grant(&self, ttl: Duration) -> Result<Lease, CommitError> {
+        if ttl.is_zero() || ttl > LIMITS.max_ttl {
+            let most = LIMITS.max_ttl;
+            return Err(CommitError::Invalid(format!(
+                "a lease of {ttl:?}: more than 0 and at most {most:?} is allowed"
+            )));
         }
-        self.engine.grant(ttl).await
+        // The file keeps milliseconds.
+        let millis = u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        let ttl = Duration::from_millis(millis).max(LIMITS.min_ttl);
+        Ok(Lease { id: self.engine.grant(ttl).await?, ttl })
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
@@ -83,6 +105,10 @@ impl Store for Embedded {
 
     async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError> {
         self.engine.revoke(lease).await
+    }
+
+    async fn lease(&self, lease: LeaseId) -> Result<Option<LeaseInfo>, ReadError> {
+        Ok(self.engine.lease(lease))
     }
 
     async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {

@@ -18,7 +18,7 @@ use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::watchers::{Waiter, WaiterId, Watchers};
-use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, Txn, WatchError};
+use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Txn, WatchError};
 
 /// An absence of the store that is worth a line in the log.
 const AWAY: Duration = Duration::from_secs(1);
@@ -151,6 +151,12 @@ impl Engine {
     pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
         // The clock alone decides: a lease whose end is on the way to the disk is still in the view, and in no clock.
         self.shared.leases().keep_alive(lease, Instant::now()).ok_or(CommitError::NoLease(lease))
+    }
+
+    pub(crate) fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
+        let view = self.view();
+        let (ttl, left) = self.shared.leases().left(id, Instant::now())?;
+        Some(LeaseInfo { id, ttl, left, keys: view.model.keys_of(id) })
     }
 
     pub(crate) fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {

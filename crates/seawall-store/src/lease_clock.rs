@@ -51,6 +51,12 @@ impl LeaseClock {
         Some(ttl)
     }
 
+    /// The whole time of a running lease, and what is left of it.
+    pub(crate) fn left(&self, id: LeaseId, now: Instant) -> Option<(Duration, Duration)> {
+        let lease = self.leases.get(&id)?;
+        Some((lease.ttl, lease.due.saturating_sub(self.time(now))))
+    }
+
     /// Stops a lease that has been ended.
     pub(crate) fn stop(&mut self, id: LeaseId) {
         if let Some(lease) = self.leases.remove(&id) {
@@ -95,6 +101,8 @@ mod tests {
         let begin = Instant::now();
         let mut clock = LeaseClock::new(begin);
         clock.start(LEASE, 300 * MS, begin);
+        assert_eq!(clock.left(LEASE, begin), Some((300 * MS, 300 * MS)));
+        assert_eq!(clock.left(LEASE, begin + 900 * MS), Some((300 * MS, 200 * MS)));
         assert_eq!(clock.look(begin + 900 * MS), [], "only a step of it was seen");
         assert_eq!(clock.look(begin + 1000 * MS), []);
         assert_eq!(clock.look(begin + 1100 * MS), [LEASE]);

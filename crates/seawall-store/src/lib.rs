@@ -66,6 +66,45 @@ impl fmt::Display for LeaseId {
     }
 }
 
+/// A lease as it was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Names it.
+    pub id: LeaseId,
+    /// Its whole time: what was asked for or more, see [`Limits`].
+    pub ttl: Duration,
+}
+
+/// A lease as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Names it.
+    pub id: LeaseId,
+    /// Its whole time.
+    pub ttl: Duration,
+    /// What is left of it without another keep-alive. A store that is away in between lets it be longer.
+    pub left: Duration,
+    /// The keys that go with it, in their order.
+    pub keys: Vec<Arc<str>>,
+}
+
+/// What a backend takes. The same for as long as it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The shortest lease; a shorter one is granted with this time.
+    pub min_ttl: Duration,
+    /// The longest lease; a longer one is refused.
+    pub max_ttl: Duration,
+    /// Leases are granted in whole multiples of this, rounded up.
+    pub ttl_step: Duration,
+    /// The longest key, in bytes.
+    pub max_key: usize,
+    /// The largest value, in bytes.
+    pub max_value: usize,
+    /// The most conditions, and the most operations in one branch of a transaction.
+    pub max_ops: usize,
+}
+
 /// Which keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
@@ -279,6 +318,9 @@ impl Cursor {
 /// an unknown outcome, everything else has no effect.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// What this backend takes.
+    fn limits(&self) -> Limits;
+
     /// Reads one key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, ReadError>;
 
@@ -290,13 +332,23 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a lease that ends `ttl` after its last keep-alive. It never ends because the store itself was away: its
     /// time stands still while the store is paused or waits for its disk, and after a restart it has the whole of it.
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError>;
+    ///
+    /// # Errors
+    /// [`CommitError::Invalid`] for no time at all, or more than [`Limits::max_ttl`]. After [`CommitError::Unknown`] a
+    /// lease may exist that nobody knows; it ends by itself.
+    async fn grant(&self, ttl: Duration) -> Result<Lease, CommitError>;
 
-    /// Gives a lease its whole time again, and says how long that is.
+    /// Gives a lease its whole time again, and says how long that is; counted from before the call was made, to be safe.
+    ///
+    /// # Errors
+    /// [`CommitError::NoLease`] from the moment at which the lease is due, be its keys still to be seen or not.
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError>;
 
     /// Ends a lease and deletes its keys. Ending a lease that is gone is [`CommitError::NoLease`].
     async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError>;
+
+    /// A lease as it stands; `None` when it has ended, or is due.
+    async fn lease(&self, lease: LeaseId) -> Result<Option<LeaseInfo>, ReadError>;
 
     /// Everything that happens to `keys` from revision `from` on (inclusive, also one that is still to come), in order,
     /// nothing missing.

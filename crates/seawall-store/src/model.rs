@@ -105,6 +105,11 @@ impl Model {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
     }
 
+    /// The keys that go with a lease.
+    pub(crate) fn keys_of(&self, id: LeaseId) -> Vec<Arc<str>> {
+        self.leases.get(&id).map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
+    }
+
     /// Does a transaction and says what it changed; changes nothing when it is refused.
     pub(crate) fn commit(&mut self, txn: &Txn, changes: &mut Vec<Change>) -> Result<Committed, CommitError> {
         check(txn)?;

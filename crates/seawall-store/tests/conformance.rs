@@ -16,7 +16,7 @@ macro_rules! conformance {
             use super::*;
 
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
-                invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays,
+                invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays, a_lease_says_how_it_stands,
                 watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
                 a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
@@ -163,8 +163,8 @@ async fn a_lease_matters_only_in_the_branch_taken(store: Arc<dyn Store>) {
 }
 
 async fn leases_take_their_keys_along(store: Arc<dyn Store>) {
-    let lease = store.grant(Duration::from_millis(300)).await.unwrap();
-    let other = store.grant(Duration::from_secs(60)).await.unwrap();
+    let lease = store.grant(Duration::from_secs(2)).await.unwrap().id;
+    let other = store.grant(Duration::from_secs(60)).await.unwrap().id;
     let with = |key: &str, lease| Op::Put { key: key.into(), value: "v".into(), lease };
     for op in [with("a", Some(lease)), with("b", Some(lease)), with("c", Some(lease)), with("d", Some(other))] {
         store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
@@ -182,17 +182,43 @@ async fn leases_take_their_keys_along(store: Arc<dyn Store>) {
 }
 
 async fn a_lease_kept_alive_stays(store: Arc<dyn Store>) {
-    let ttl = Duration::from_millis(600);
-    let lease = store.grant(ttl).await.unwrap();
+    let ttl = Duration::from_secs(2);
+    let lease = store.grant(ttl).await.unwrap().id;
     let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
     store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
-    let end = tokio::time::Instant::now() + 3 * ttl;
-    let mut beat = tokio::time::interval(ttl / 6);
+    let end = tokio::time::Instant::now() + ttl * 3 / 2;
+    let mut beat = tokio::time::interval(ttl / 8);
     while tokio::time::Instant::now() < end {
         beat.tick().await;
         assert_eq!(store.keep_alive(lease).await, Ok(ttl));
     }
     assert!(store.get("a").await.unwrap().is_some());
+}
+
+async fn a_lease_says_how_it_stands(store: Arc<dyn Store>) {
+    let limits = store.limits();
+    for asked in [Duration::from_nanos(1), limits.min_ttl + Duration::from_micros(1), Duration::from_secs(600)] {
+        let granted = store.grant(asked).await.unwrap();
+        assert!(granted.ttl >= asked.max(limits.min_ttl), "{granted:?} for {asked:?}");
+        assert!(granted.ttl < asked.max(limits.min_ttl) + limits.ttl_step, "{granted:?} for {asked:?}");
+    }
+    assert!(store.grant(limits.max_ttl).await.is_ok());
+    assert!(matches!(store.grant(limits.max_ttl + limits.ttl_step).await, Err(CommitError::Invalid(_))));
+
+    let granted = store.grant(Duration::from_secs(600)).await.unwrap();
+    let lease = granted.id;
+    for key in ["b", "a"] {
+        let op = Op::Put { key: key.into(), value: Bytes::new(), lease: Some(lease) };
+        store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+    }
+    let info = store.lease(lease).await.unwrap().unwrap();
+    assert_eq!((info.id, info.ttl, &info.keys[..]), (lease, granted.ttl, &["a".into(), "b".into()][..]));
+    assert!(info.left <= granted.ttl && info.left > granted.ttl / 2, "{info:?}");
+    assert_eq!(store.keep_alive(lease).await, Ok(granted.ttl));
+    store.commit(Txn::delete("a")).await.unwrap();
+    assert_eq!(store.lease(lease).await.unwrap().unwrap().keys, ["b".into()]);
+    store.revoke(lease).await.unwrap();
+    assert_eq!(store.lease(lease).await.unwrap(), None);
 }
 
 async fn watches_miss_nothing(store: Arc<dyn Store>) {
@@ -280,7 +306,7 @@ async fn watches_report_compaction(store: Arc<dyn Store>) {
 }
 
 async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) {
-    let lease = store.grant(Duration::from_secs(600)).await.unwrap();
+    let lease = store.grant(Duration::from_secs(600)).await.unwrap().id;
     for part in 0..140 {
         let op = |i| Op::Put { key: format!("{part}/{i}"), value: Bytes::new(), lease: Some(lease) };
         store.commit(Txn { then: (0..128).map(op).collect(), ..Txn::default() }).await.unwrap();

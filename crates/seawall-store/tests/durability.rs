@@ -79,7 +79,7 @@ async fn everything_is_there_after_a_restart_and_leases_start_anew() {
     let ttl = Duration::from_millis(1500);
     let (lease, before) = {
         let store = Embedded::open(&path).unwrap();
-        let lease = store.grant(ttl).await.unwrap();
+        let lease = store.grant(ttl).await.unwrap().id;
         let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
         store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
         store.commit(Txn::put("b", "w")).await.unwrap();
@@ -90,7 +90,7 @@ async fn everything_is_there_after_a_restart_and_leases_start_anew() {
     let store = reopen(&path).await;
     assert_eq!(store.range("").await.unwrap(), before);
     assert_eq!(store.keep_alive(lease).await, Ok(ttl));
-    assert!(store.grant(ttl).await.unwrap() > lease);
+    assert!(store.grant(ttl).await.unwrap().id > lease);
     let mut watch = store.watch(Keys::prefix("a"), before.revision.next()).await.unwrap();
     let gone = tokio::time::timeout(4 * ttl, watch.next()).await.unwrap().unwrap();
     assert!(gone[0].entry.is_none(), "nobody keeps it alive now");

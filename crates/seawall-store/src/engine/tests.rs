@@ -15,6 +15,9 @@ use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::{CommitError, Keys, LeaseId, Op, Txn};
 
+/// Long enough for a test that has to do something while the lease lives.
+const TTL: Duration = Duration::from_millis(1500);
+
 /// How a persist ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
@@ -112,7 +115,7 @@ fn put(key: &str, lease: LeaseId) -> Txn {
 async fn a_lease_that_is_being_ended_is_not_kept_alive() {
     let disk = Steered::new();
     let engine = Engine::start(disk.clone()).unwrap();
-    let lease = engine.grant(Duration::from_millis(200)).await.unwrap();
+    let lease = engine.grant(TTL).await.unwrap();
     engine.commit(put("a", lease)).await.unwrap();
     disk.set(|state| state.hold = true);
     disk.wait_until_held();
@@ -129,7 +132,7 @@ async fn a_lease_that_is_being_ended_is_not_kept_alive() {
 async fn a_lease_whose_end_was_written_after_all_stays_ended() {
     let disk = Steered::new();
     let engine = Engine::start(disk.clone()).unwrap();
-    let lease = engine.grant(Duration::from_millis(200)).await.unwrap();
+    let lease = engine.grant(TTL).await.unwrap();
     engine.commit(put("a", lease)).await.unwrap();
     disk.set(|state| (state.next, state.hold) = (End::Doubtful, true));
     disk.wait_until_held();
@@ -147,7 +150,7 @@ async fn a_lease_that_was_granted_after_all_ends_like_any_other() {
     let disk = Steered::new();
     let engine = Engine::start(disk.clone()).unwrap();
     disk.set(|state| state.next = End::Doubtful);
-    assert!(matches!(engine.grant(Duration::from_millis(200)).await, Err(CommitError::Unknown(_))));
+    assert!(matches!(engine.grant(TTL).await, Err(CommitError::Unknown(_))));
     eventually("it is read back", || engine.view().model.leases().count() == 1).await;
     eventually("it ends", || engine.view().model.leases().count() == 0).await;
 }
