@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ErrorCode, params};
 use seawall_types::Revision;
 
 use crate::engine::{Disk, Engine, NoDisk};
@@ -16,7 +16,7 @@ use crate::model::{Change, Model};
 use crate::sqlite::{self, OpenError};
 use crate::{
     CommitError, Committed, Cursor, Entry, Event, Keys, Lease, LeaseId, LeaseInfo, Limits, MAX_KEY, MAX_OPS, MAX_VALUE,
-    Range, ReadError, Store, Txn, WatchError,
+    Range, ReadError, Status, Store, Txn, WatchError,
 };
 
 const MIGRATIONS: &[&str] = &["
@@ -46,6 +46,8 @@ const LIMITS: Limits = Limits {
 #[derive(Clone, Debug)]
 pub struct Embedded {
     engine: Engine,
+    /// None in memory.
+    path: Option<Arc<Path>>,
 }
 
 impl Embedded {
@@ -56,7 +58,7 @@ impl Embedded {
     /// [`OpenError`] when the file cannot be opened, belongs to another process, or holds what Seawall never writes.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let connection = sqlite::open(path, MIGRATIONS)?;
-        Ok(Self { engine: Engine::start(File::new(connection, path, BOUNDS))? })
+        Ok(Self { engine: Engine::start(File::new(connection, path, BOUNDS))?, path: Some(path.into()) })
     }
 
     /// Keeps its state in memory alone; for tests and for what need not survive.
@@ -64,7 +66,7 @@ impl Embedded {
     /// # Errors
     /// [`OpenError`] when the operating system refuses a thread.
     pub fn memory() -> Result<Self, OpenError> {
-        Ok(Self { engine: Engine::start(NoDisk)? })
+        Ok(Self { engine: Engine::start(NoDisk)?, path: None })
     }
 }
 
@@ -118,6 +120,24 @@ impl Store for Embedded {
     async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
         self.engine.watch_now(keys)
     }
+
+    async fn compact(&self, before: Revision) -> Result<(), CommitError> {
+        self.engine.compact(before).await
+    }
+
+    async fn status(&self) -> Result<Status, ReadError> {
+        let mut status = self.engine.status();
+        if let Some(path) = &self.path {
+            let unavailable = |error| ReadError::Unavailable(format!("{}: {error}", path.display()));
+            status.backend = "embedded";
+            // The log beside the file is there while the file is open.
+            let mut log = path.as_os_str().to_owned();
+            log.push("-wal");
+            let log = std::fs::metadata(log).map_or(0, |log| log.len());
+            status.bytes = std::fs::metadata(path).map_err(unavailable)?.len() + log;
+        }
+        Ok(status)
+    }
 }
 
 /// The SQLite file.
@@ -137,13 +157,20 @@ impl File {
 
 impl Disk for File {
     fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError> {
-        let not_written = |error: rusqlite::Error| CommitError::Unavailable(error.to_string());
+        let not_written = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => CommitError::Full(error.to_string()),
+            _ => CommitError::Unavailable(error.to_string()),
+        };
         let tx = self.connection.transaction().map_err(not_written)?;
-        let bytes = write(&tx, model, changes)
-            .and_then(|written| trim(&tx, self.bounds, self.bytes + written))
+        let bytes = write(&tx, model, changes, self.bytes)
+            .and_then(|bytes| trim(&tx, self.bounds, bytes))
             .map_err(not_written)?;
-        // A failed sync leaves open what is on the disk.
-        tx.commit().map_err(|error| CommitError::Unknown(error.to_string()))?;
+        tx.commit().map_err(|error| match error.sqlite_error_code() {
+            // There was no room for the whole transaction in the log, so none of it counts.
+            Some(ErrorCode::DiskFull) => not_written(error),
+            // A failed sync leaves open what is on the disk.
+            _ => CommitError::Unknown(error.to_string()),
+        })?;
         self.bytes = bytes;
         Ok(())
     }
@@ -156,9 +183,11 @@ impl Disk for File {
     }
 }
 
-/// Says by how much the history has grown.
-fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result<usize> {
-    let mut written = 0;
+/// The size of a row of the history, as [`history::size`] has it.
+const SIZE: &str = "length(CAST(key AS BLOB)) + ifnull(length(value), 0)";
+
+/// Takes the size of the history, and says what that is then.
+fn write(tx: &Connection, model: &Model, changes: &[Change], mut bytes: usize) -> rusqlite::Result<usize> {
     let mut put = tx.prepare_cached("INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     let mut delete = tx.prepare_cached("DELETE FROM entry WHERE key = ?1")?;
     let mut event = tx.prepare_cached(
@@ -166,7 +195,7 @@ fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result
     )?;
     for change in changes {
         if let Change::Event(event) = change {
-            written += history::size(event);
+            bytes += history::size(event);
         }
         match change {
             Change::Event(Event { revision, key, entry: Some(e) }) => {
@@ -182,13 +211,19 @@ fn write(tx: &Connection, model: &Model, changes: &[Change]) -> rusqlite::Result
                 let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
                 tx.prepare_cached("INSERT INTO lease VALUES (?1, ?2)")?.execute([id.0, millis])?;
             }
+            Change::Forgotten(before) => {
+                let sum = format!("SELECT ifnull(sum({SIZE}), 0) FROM history WHERE revision < ?1");
+                bytes -= tx.query_row(&sum, [before.0], |row| row.get::<_, usize>(0))?;
+                tx.execute("DELETE FROM history WHERE revision < ?1", [before.0])?;
+                tx.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'oldest'", [before.0])?;
+            }
             Change::Ended(id) => drop(tx.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([id.0])?),
         }
     }
     let mut meta = tx.prepare_cached("UPDATE meta SET value = ?2 WHERE name = ?1")?;
     meta.execute(params!["revision", model.revision.0])?;
     meta.execute(params!["last_lease", model.last_lease.0])?;
-    Ok(written)
+    Ok(bytes)
 }
 
 /// Keeps the history between one and two lengths, so that the cost is spread over many commits. Takes its size, and says
@@ -203,9 +238,7 @@ fn trim(tx: &Connection, bounds: Bounds, bytes: usize) -> rusqlite::Result<usize
         return Ok(bytes);
     }
     // From the newest back: the revision that no longer fits goes, whole, and all before it.
-    let mut newest_first = tx.prepare_cached(
-        "SELECT revision, length(CAST(key AS BLOB)) + ifnull(length(value), 0) FROM history ORDER BY seq DESC",
-    )?;
+    let mut newest_first = tx.prepare(&format!("SELECT revision, {SIZE} FROM history ORDER BY seq DESC"))?;
     let mut rows = newest_first.query([])?;
     let (mut events, mut size) = (0, 0);
     let (mut revision, mut before) = (0, 0);
@@ -306,5 +339,27 @@ mod tests {
         assert_eq!(revisions, (history.oldest().0..=model.revision.0).collect::<Vec<_>>(), "no gap");
         assert_eq!(revisions.len(), 10, "in memory it is one length");
         assert!(disk.bytes >= bounds.bytes);
+    }
+
+    #[tokio::test]
+    async fn a_full_store_says_so_and_goes_on_when_there_is_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let connection = sqlite::open(&path, MIGRATIONS).unwrap();
+        connection.pragma_update(None, "max_page_count", 200).unwrap();
+        let store = Engine::start(File::new(connection, &path, BOUNDS)).unwrap();
+        let mut written = 0u8;
+        let error = loop {
+            match store.commit(Txn::put("k", vec![written; 50_000])).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&error, CommitError::Full(_)) && !error.retryable(), "{error}");
+        let now = store.status().revision;
+        assert_eq!(now, Revision(1 + u64::from(written)), "nothing of the last one is seen");
+        store.compact(now.next()).await.unwrap();
+        let done = store.commit(Txn::put("k", vec![0; 50_000])).await.unwrap();
+        assert_eq!(done.revision, now.next());
     }
 }

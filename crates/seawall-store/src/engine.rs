@@ -18,7 +18,7 @@ use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::watchers::{Waiter, WaiterId, Watchers};
-use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Txn, WatchError};
+use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Status, Txn, WatchError};
 
 /// An absence of the store that is worth a line in the log.
 const AWAY: Duration = Duration::from_secs(1);
@@ -75,6 +75,7 @@ enum Job {
     Commit(Txn, oneshot::Sender<Result<Committed, CommitError>>),
     Grant(Duration, oneshot::Sender<Result<LeaseId, CommitError>>),
     Revoke(LeaseId, oneshot::Sender<Result<Revision, CommitError>>),
+    Compact(Revision, oneshot::Sender<Result<(), CommitError>>),
 }
 
 /// A finished job that still has to be answered.
@@ -82,6 +83,7 @@ enum Answer {
     Commit(Result<Committed, CommitError>, oneshot::Sender<Result<Committed, CommitError>>),
     Grant(LeaseId, oneshot::Sender<Result<LeaseId, CommitError>>),
     Revoke(Result<Revision, CommitError>, oneshot::Sender<Result<Revision, CommitError>>),
+    Compact(Result<(), CommitError>, oneshot::Sender<Result<(), CommitError>>),
 }
 
 impl Answer {
@@ -91,6 +93,7 @@ impl Answer {
             Self::Commit(result, reply) => drop(reply.send(result)),
             Self::Grant(lease, reply) => drop(reply.send(Ok(lease))),
             Self::Revoke(result, reply) => drop(reply.send(result)),
+            Self::Compact(result, reply) => drop(reply.send(result)),
         }
     }
 
@@ -99,6 +102,7 @@ impl Answer {
             Self::Commit(_, reply) => drop(reply.send(Err(error))),
             Self::Grant(_, reply) => drop(reply.send(Err(error))),
             Self::Revoke(_, reply) => drop(reply.send(Err(error))),
+            Self::Compact(_, reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -114,10 +118,12 @@ impl Engine {
     pub(crate) fn start(mut disk: impl Disk) -> Result<Self, OpenError> {
         let (model, history) = disk.load()?;
         let now = Instant::now();
+        let mut leases = LeaseClock::new(now);
+        leases.agree_with(model.leases(), now);
         let shared = Arc::new(Shared {
             watchers: Watchers::default(),
             view: RwLock::new(View { model: model.clone(), history }),
-            leases: Mutex::new(running(&model, now)),
+            leases: Mutex::new(leases),
         });
         let mut writer = Writer { shared: shared.clone(), disk, model, stale: false };
         let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
@@ -146,6 +152,24 @@ impl Engine {
 
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError> {
         self.ask(|reply| Job::Revoke(lease, reply)).await
+    }
+
+    pub(crate) async fn compact(&self, before: Revision) -> Result<(), CommitError> {
+        self.ask(|reply| Job::Compact(before, reply)).await
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let view = self.view();
+        let entries = view.model.entries();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Status {
+            backend: "memory",
+            revision: view.model.revision,
+            oldest: view.history.oldest(),
+            entries: count(entries.len()),
+            leases: count(view.model.leases().len()),
+            bytes: count(entries.map(|e| e.key.len() + e.value.len()).sum::<usize>() + view.history.bytes()),
+        }
     }
 
     pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
@@ -229,6 +253,7 @@ impl<D: Disk> Writer<D> {
             Job::Commit(txn, reply) => Answer::Commit(self.model.commit(&txn, changes), reply),
             Job::Grant(ttl, reply) => Answer::Grant(self.model.grant(ttl, changes), reply),
             Job::Revoke(lease, reply) => Answer::Revoke(self.model.revoke(lease, changes), reply),
+            Job::Compact(before, reply) => Answer::Compact(self.model.compact(before, changes), reply),
         }
     }
 
@@ -255,6 +280,7 @@ impl<D: Disk> Writer<D> {
                     Change::Event(event) => view.history.push(event.clone()),
                     Change::Granted(id, ttl) => leases.start(*id, *ttl, now),
                     Change::Ended(id) => leases.stop(*id),
+                    Change::Forgotten(before) => view.history.forget_before(*before),
                 }
             }
             let events = changes.iter().filter_map(|change| match change {
@@ -276,8 +302,8 @@ impl<D: Disk> Writer<D> {
         leases.look(now)
     }
 
-    /// After a failed write the file is the truth, whatever it holds. Every lease in it has its whole time: one may have
-    /// been granted after all, and one whose end could not be written lives on.
+    /// After a failed write the file is the truth, whatever it holds: a lease may have been granted or ended after all, and
+    /// one whose end could not be written lives on.
     fn refresh(&mut self, now: Instant) -> Result<(), String> {
         if self.stale {
             let (model, history) = self.disk.load().map_err(|error| error.to_string())?;
@@ -286,7 +312,7 @@ impl<D: Disk> Writer<D> {
             let mut wake = Vec::new();
             {
                 let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
-                *self.shared.leases() = running(&model, now);
+                self.shared.leases().agree_with(model.leases(), now);
                 let unknown = view.model.revision.next();
                 if history.oldest() <= unknown {
                     self.shared.watchers.touch(history.since(unknown), &mut wake);
@@ -307,21 +333,13 @@ impl<D> Drop for Writer<D> {
     }
 }
 
-/// The clock of all leases of `model`, each with its whole time.
-fn running(model: &Model, now: Instant) -> LeaseClock {
-    let mut clock = LeaseClock::new(now);
-    for (id, ttl) in model.leases() {
-        clock.start(id, ttl, now);
-    }
-    clock
-}
-
 fn refuse(job: Job, why: &str) {
     let error = CommitError::Unavailable(why.to_owned());
     match job {
         Job::Commit(_, reply) => drop(reply.send(Err(error))),
         Job::Grant(_, reply) => drop(reply.send(Err(error))),
         Job::Revoke(_, reply) => drop(reply.send(Err(error))),
+        Job::Compact(_, reply) => drop(reply.send(Err(error))),
     }
 }
 

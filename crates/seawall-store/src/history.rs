@@ -41,6 +41,11 @@ impl History {
         self.oldest
     }
 
+    /// The size of what it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn push(&mut self, event: Event) {
         if event.revision < self.oldest {
             // The rest of a revision so large that its beginning has gone already.

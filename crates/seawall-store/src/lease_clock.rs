@@ -64,6 +64,18 @@ impl LeaseClock {
         }
     }
 
+    /// Lets exactly these leases run. Those that run already keep the time that they have, the others get all of it.
+    pub(crate) fn agree_with(&mut self, leases: impl Iterator<Item = (LeaseId, Duration)>, now: Instant) {
+        let leases: HashMap<_, _> = leases.collect();
+        let gone: Vec<_> = self.leases.keys().filter(|id| !leases.contains_key(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.stop(id));
+        for (id, ttl) in leases {
+            if !self.leases.contains_key(&id) {
+                self.start(id, ttl, now);
+            }
+        }
+    }
+
     /// Lets time pass, and takes out what is due: from here on it cannot be kept alive.
     pub(crate) fn look(&mut self, now: Instant) -> Vec<LeaseId> {
         self.time = self.time(now);
@@ -127,6 +139,20 @@ mod tests {
         clock.stop(LEASE);
         assert_eq!(clock.look(begin + 100 * MS), []);
         assert_eq!(clock.due.len() + clock.leases.len(), 0);
+    }
+
+    #[test]
+    fn agreement_gives_time_only_to_those_that_did_not_run() {
+        let begin = Instant::now();
+        let mut clock = LeaseClock::new(begin);
+        clock.start(LEASE, 150 * MS, begin);
+        clock.start(LeaseId(2), 50 * MS, begin);
+        let later = begin + 100 * MS;
+        assert_eq!(clock.look(later), [LeaseId(2)]);
+        clock.start(LeaseId(3), 500 * MS, later);
+        clock.agree_with([(LEASE, 150 * MS), (LeaseId(2), 50 * MS)].into_iter(), later);
+        let left = |id| clock.left(LeaseId(id), later).map(|(_, left)| left);
+        assert_eq!([left(1), left(2), left(3)], [Some(50 * MS), Some(50 * MS), None]);
     }
 
     #[derive(Clone, Debug)]

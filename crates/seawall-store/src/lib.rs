@@ -105,6 +105,23 @@ pub struct Limits {
     pub max_ops: usize,
 }
 
+/// How a store stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What it is: `memory`, `embedded`.
+    pub backend: &'static str,
+    /// The revision that it has come to.
+    pub revision: Revision,
+    /// The oldest revision that can be watched from.
+    pub oldest: Revision,
+    /// How many keys there are.
+    pub entries: u64,
+    /// How many leases there are.
+    pub leases: u64,
+    /// What it takes: on the disk, or in memory of keys and values, those of the history included.
+    pub bytes: u64,
+}
+
 /// Which keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
@@ -252,6 +269,10 @@ pub enum CommitError {
     /// The lease has expired, was revoked or never existed.
     #[error("lease {0} does not exist")]
     NoLease(LeaseId),
+    /// Not written: there is no room, on the disk or within the backend's quota. Trying again helps once somebody has made
+    /// some, for instance by [`Store::compact`].
+    #[error("the store is full, nothing was written: {0}")]
+    Full(String),
     /// Not written. Trying again may help.
     #[error("the store is unavailable, nothing was written: {0}")]
     Unavailable(String),
@@ -357,6 +378,16 @@ pub trait Store: Send + Sync + 'static {
     /// Everything that happens to `keys` after the revision that is given back. A reading that is made afterwards and
     /// the cursor together miss nothing.
     async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError>;
+
+    /// Forgets what happened before a revision: nobody can watch from there any more. The keys stay. Does nothing when it
+    /// is forgotten already; every backend also forgets by itself at some point.
+    ///
+    /// # Errors
+    /// [`CommitError::Invalid`] for a revision beyond the next one.
+    async fn compact(&self, before: Revision) -> Result<(), CommitError>;
+
+    /// How the store stands.
+    async fn status(&self) -> Result<Status, ReadError>;
 }
 
 /// The longest key, in bytes.

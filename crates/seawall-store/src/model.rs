@@ -75,6 +75,8 @@ pub(crate) enum Change {
     Event(Event),
     Granted(LeaseId, Duration),
     Ended(LeaseId),
+    /// What happened before this revision is not kept any longer.
+    Forgotten(Revision),
 }
 
 impl Default for Model {
@@ -101,7 +103,11 @@ impl Model {
         Range { revision: self.revision, entries: entries.take_while(|e| e.key.starts_with(prefix)).cloned().collect() }
     }
 
-    pub(crate) fn leases(&self) -> impl Iterator<Item = (LeaseId, Duration)> {
+    pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    pub(crate) fn leases(&self) -> impl ExactSizeIterator<Item = (LeaseId, Duration)> {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
     }
 
@@ -209,6 +215,16 @@ impl Model {
         Ok(self.revision)
     }
 
+    /// Lets the history before a revision be forgotten.
+    pub(crate) fn compact(&self, before: Revision, changes: &mut Vec<Change>) -> Result<(), CommitError> {
+        let next = self.revision.next();
+        if before > next {
+            return Err(CommitError::Invalid(format!("revision {before} is beyond {next}, the next one")));
+        }
+        changes.push(Change::Forgotten(before));
+        Ok(())
+    }
+
     /// Replays a change that another copy of the model has made.
     pub(crate) fn apply(&mut self, change: &Change) {
         match change {
@@ -221,6 +237,8 @@ impl Model {
                 self.leases.insert(*id, Lease { ttl: *ttl, keys: BTreeSet::new() });
             }
             Change::Ended(id) => drop(self.leases.remove(id)),
+            // It is no part of the model.
+            Change::Forgotten(_) => {}
         }
     }
 

@@ -18,7 +18,8 @@ macro_rules! conformance {
             conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
                 invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays, a_lease_says_how_it_stands,
                 watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
-                a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, a_revision_larger_than_the_history_is_compacted,
+                a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, compaction_forgets_the_past_and_no_key,
+                a_status_says_how_much_there_is, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
         }
     };
@@ -303,6 +304,44 @@ async fn watches_report_compaction(store: Arc<dyn Store>) {
     assert_eq!(slow.next().await.unwrap_err(), WatchError::Compacted { oldest }, "it is said again");
     assert_eq!(store.watch(Keys::prefix(""), Revision(2)).await.unwrap_err(), WatchError::Compacted { oldest });
     assert_eq!(store.watch(Keys::prefix(""), oldest).await.unwrap().next().await.unwrap()[0].revision, oldest);
+}
+
+async fn compaction_forgets_the_past_and_no_key(store: Arc<dyn Store>) {
+    let mut slow = store.watch(Keys::one("k"), Revision(2)).await.unwrap();
+    let (_, mut quiet) = store.watch_now(Keys::one("quiet")).await.unwrap();
+    let mut revision = Revision(1);
+    for n in 0..5 {
+        revision = store.commit(Txn::put("k", n.to_string())).await.unwrap().revision;
+    }
+    store.compact(revision).await.unwrap();
+    let compacted = WatchError::Compacted { oldest: revision };
+    assert_eq!(slow.next().await.unwrap_err(), compacted);
+    assert_eq!(store.watch(Keys::one("k"), Revision(2)).await.unwrap_err(), compacted);
+    assert_eq!(store.watch(Keys::one("k"), revision).await.unwrap().next().await.unwrap()[0].revision, revision);
+    assert_eq!(store.get("k").await.unwrap().unwrap().version, 5);
+    // What is forgotten already may be forgotten again, and does not come back.
+    store.compact(Revision(2)).await.unwrap();
+    store.compact(revision).await.unwrap();
+    assert_eq!(store.status().await.unwrap().oldest, revision);
+    store.compact(revision.next()).await.unwrap();
+    assert!(matches!(store.compact(revision.next().next()).await, Err(CommitError::Invalid(_))));
+    let written = store.commit(Txn::put("quiet", "v")).await.unwrap().revision;
+    assert_eq!(written, revision.next(), "it takes no revision");
+    assert_eq!(quiet.next().await.unwrap()[0].revision, written, "who waits has missed nothing");
+}
+
+async fn a_status_says_how_much_there_is(store: Arc<dyn Store>) {
+    let before = store.status().await.unwrap();
+    assert_eq!((before.revision, before.entries, before.leases), (Revision(1), 0, 0));
+    let lease = store.grant(Duration::from_secs(600)).await.unwrap().id;
+    store.commit(Txn { then: vec![put("a", "1"), put("b", "2")], ..Txn::default() }).await.unwrap();
+    let large = store.commit(Txn::put("a", vec![b'x'; 500_000])).await.unwrap().revision;
+    let status = store.status().await.unwrap();
+    assert_eq!((status.revision, status.entries, status.leases), (large, 2, 1));
+    assert!(status.bytes >= before.bytes + 500_000 && status.bytes < 50_000_000, "{status:?}");
+    assert!(!status.backend.is_empty() && status.oldest <= status.revision.next());
+    store.revoke(lease).await.unwrap();
+    assert_eq!(store.status().await.unwrap().leases, 0);
 }
 
 async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) {

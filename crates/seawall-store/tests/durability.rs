@@ -83,12 +83,15 @@ async fn everything_is_there_after_a_restart_and_leases_start_anew() {
         let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
         store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
         store.commit(Txn::put("b", "w")).await.unwrap();
+        store.compact(Revision(3)).await.unwrap();
         (lease, store.range("").await.unwrap())
     };
     // Away for longer than the lease.
     tokio::time::sleep(ttl + Duration::from_millis(300)).await;
     let store = reopen(&path).await;
     assert_eq!(store.range("").await.unwrap(), before);
+    let status = store.status().await.unwrap();
+    assert_eq!((status.backend, status.oldest, status.leases), ("embedded", Revision(3), 1));
     assert_eq!(store.keep_alive(lease).await, Ok(ttl));
     assert!(store.grant(ttl).await.unwrap().id > lease);
     let mut watch = store.watch(Keys::prefix("a"), before.revision.next()).await.unwrap();
