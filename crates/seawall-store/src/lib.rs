@@ -9,6 +9,7 @@
 
 mod embedded;
 mod engine;
+mod fence;
 pub mod group_commit;
 mod history;
 mod lease_clock;
@@ -26,6 +27,7 @@ use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::Embedded;
+pub use fence::{FENCE_BASE, fence_base, next_fence_base};
 
 /// One key as it stands at some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]

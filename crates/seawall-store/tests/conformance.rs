@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use seawall_store::{CommitError, Compare, Embedded, Keys, LeaseId, Op, OpResult, Store, Txn, WatchError};
+use seawall_store::{
+    CommitError, Compare, Embedded, FENCE_BASE, Keys, LeaseId, Op, OpResult, Store, Txn, WatchError, fence_base,
+};
 use seawall_types::Revision;
 
 /// Runs the suite on a fresh store for every case.
@@ -19,7 +21,7 @@ macro_rules! conformance {
                 invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays, a_lease_says_how_it_stands,
                 watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
                 a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, compaction_forgets_the_past_and_no_key,
-                a_status_says_how_much_there_is, a_revision_larger_than_the_history_is_compacted,
+                a_status_says_how_much_there_is, a_store_has_one_fence_base, a_revision_larger_than_the_history_is_compacted,
                 concurrent_writers_are_serialised);
         }
     };
@@ -342,6 +344,23 @@ async fn a_status_says_how_much_there_is(store: Arc<dyn Store>) {
     assert!(!status.backend.is_empty() && status.oldest <= status.revision.next());
     store.revoke(lease).await.unwrap();
     assert_eq!(store.status().await.unwrap().leases, 0);
+}
+
+async fn a_store_has_one_fence_base(store: Arc<dyn Store>) {
+    let asked = (0..8).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { fence_base(&*store).await })
+    });
+    let mut bases = Vec::new();
+    for asked in asked.collect::<Vec<_>>() {
+        bases.push(asked.await.unwrap().unwrap());
+    }
+    let base = bases[0];
+    assert!(bases.iter().all(|other| *other == base), "{bases:?}");
+    assert!(base > 1_764_000_000 << 20 && base < 1 << 53, "{base}");
+    assert_eq!(store.range(FENCE_BASE).await.unwrap().revision, Revision(2), "it was written once");
+    store.commit(Txn::put(FENCE_BASE, "?")).await.unwrap();
+    assert!(matches!(fence_base(&*store).await, Err(CommitError::Invalid(_))));
 }
 
 async fn a_revision_larger_than_the_history_is_compacted(store: Arc<dyn Store>) {
