@@ -16,7 +16,7 @@ use crate::model::{Change, Model};
 use crate::sqlite::{self, OpenError};
 use crate::{
     CommitError, Committed, Cursor, Entry, Event, Keys, Lease, LeaseId, LeaseInfo, Limits, MAX_KEY, MAX_OPS, MAX_VALUE,
-    Range, ReadError, Status, Store, Txn, WatchError,
+    Query, Range, ReadError, Status, Store, Txn, WatchError,
 };
 
 const MIGRATIONS: &[&str] = &["
@@ -80,8 +80,8 @@ impl Store for Embedded {
         Ok(self.engine.view().model.get(key).cloned())
     }
 
-    async fn range(&self, prefix: &str) -> Result<Range, ReadError> {
-        Ok(self.engine.view().model.range(prefix))
+    async fn query(&self, query: Query) -> Result<Range, ReadError> {
+        Ok(self.engine.view().model.query(&query))
     }
 
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {

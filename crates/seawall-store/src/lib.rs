@@ -18,6 +18,7 @@ pub mod sqlite;
 mod watchers;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,6 +167,12 @@ pub enum Compare {
     Created(String, Revision),
     /// The key exists and has this value.
     Value(String, Bytes),
+    /// The key does not exist, or was last written at this revision or before: nobody has written it since.
+    Unmodified(String, Revision),
+    /// The key exists and goes with this lease.
+    Lease(String, LeaseId),
+    /// The key exists and has been written this many times since it was created.
+    Version(String, u64),
 }
 
 /// One operation of a transaction.
@@ -182,6 +189,8 @@ pub enum Op {
     },
     /// Deletes a key; nothing happens when it is absent.
     Delete(String),
+    /// Deletes every key that starts with this, which may not be empty. No key among them may be put in the same branch.
+    DeletePrefix(String),
     /// Reads a key as it stands after the operations before this one.
     Get(String),
     /// Reads, of the keys in a directory, the one that was created first. A directory is a prefix that ends with `/`,
@@ -241,17 +250,41 @@ pub enum OpResult {
     Put,
     /// Whether there was something to delete.
     Deleted(bool),
+    /// How many keys were deleted.
+    DeletedMany(u64),
     /// What was read; `None` when there is none.
     Got(Option<Entry>),
 }
 
-/// A consistent reading of the keys under one prefix.
+/// A reading of many keys, or of a page of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Which keys.
+    pub keys: Keys,
+    /// Only those after this key: the last one of the page before. None begins at the first.
+    pub after: Option<String>,
+    /// Not more entries than this; None sets no limit.
+    pub limit: Option<NonZeroU32>,
+    /// Leaves the values out: they are empty in the answer.
+    pub keys_only: bool,
+}
+
+impl Query {
+    /// All of `keys`, with their values.
+    pub fn new(keys: Keys) -> Self {
+        Self { keys, after: None, limit: None, keys_only: false }
+    }
+}
+
+/// A consistent reading of some keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The revision at which all of it was true. Watch from its successor to miss nothing.
     pub revision: Revision,
     /// The entries in order of their keys.
     pub entries: Vec<Entry>,
+    /// Whether the limit left some out. Another page is true at a revision of its own.
+    pub more: bool,
 }
 
 /// A read that could not be done.
@@ -348,7 +381,12 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Entry>, ReadError>;
 
     /// Reads every key that starts with `prefix`, at one revision.
-    async fn range(&self, prefix: &str) -> Result<Range, ReadError>;
+    async fn range(&self, prefix: &str) -> Result<Range, ReadError> {
+        self.query(Query::new(Keys::prefix(prefix))).await
+    }
+
+    /// Reads some keys, at one revision.
+    async fn query(&self, query: Query) -> Result<Range, ReadError>;
 
     /// Does a transaction. `Ok` means durable.
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError>;

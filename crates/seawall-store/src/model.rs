@@ -5,10 +5,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use seawall_types::Revision;
 
 use crate::{
-    CommitError, Committed, Compare, Entry, Event, LeaseId, MAX_KEY, MAX_OPS, MAX_VALUE, Op, OpResult, Range, Txn,
+    CommitError, Committed, Compare, Entry, Event, Keys, LeaseId, MAX_KEY, MAX_OPS, MAX_VALUE, Op, OpResult, Query,
+    Range, Txn,
 };
 
 /// Every key and lease at one revision.
@@ -97,10 +99,23 @@ impl Model {
         self.entries.get(key)
     }
 
-    pub(crate) fn range(&self, prefix: &str) -> Range {
-        let from = (Bound::Included(prefix), Bound::Unbounded);
-        let entries = self.entries.range::<str, _>(from).map(|(_, entry)| entry);
-        Range { revision: self.revision, entries: entries.take_while(|e| e.key.starts_with(prefix)).cloned().collect() }
+    pub(crate) fn query(&self, query: &Query) -> Range {
+        let first = match &query.keys {
+            Keys::One(key) | Keys::Prefix(key) => key.as_str(),
+        };
+        let from = match query.after.as_deref() {
+            Some(after) if after >= first => Bound::Excluded(after),
+            _ => Bound::Included(first),
+        };
+        let limit = query.limit.map_or(usize::MAX, |limit| usize::try_from(limit.get()).unwrap_or(usize::MAX));
+        let entries = self.entries.range::<str, _>((from, Bound::Unbounded)).map(|(_, entry)| entry);
+        let mut entries = entries.take_while(|entry| query.keys.contain(&entry.key));
+        let read = |entry: &Entry| {
+            let value = if query.keys_only { Bytes::new() } else { entry.value.clone() };
+            Entry { value, ..entry.clone() }
+        };
+        let page = entries.by_ref().take(limit).map(read).collect();
+        Range { revision: self.revision, entries: page, more: entries.next().is_some() }
     }
 
     pub(crate) fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> {
@@ -153,6 +168,16 @@ impl Model {
                     }
                     None => OpResult::Deleted(false),
                 },
+                Op::DeletePrefix(prefix) => {
+                    let from = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+                    let keys = self.entries.range::<str, _>(from).map(|(key, _)| key);
+                    let keys: Vec<_> = keys.take_while(|key| key.starts_with(prefix.as_str())).cloned().collect();
+                    let count = u64::try_from(keys.len()).unwrap_or(u64::MAX);
+                    for key in keys {
+                        self.change(Event { revision: next, key, entry: None }, changes);
+                    }
+                    OpResult::DeletedMany(count)
+                }
                 Op::Get(_) | Op::Oldest(_) | Op::NewestBefore(..) => OpResult::Got(self.look_up(op).cloned()),
             });
         }
@@ -164,7 +189,7 @@ impl Model {
 
     /// Does a transaction that only reads, without anybody's turn; `None` when it may write.
     pub(crate) fn read(&self, txn: &Txn) -> Option<Result<Committed, CommitError>> {
-        if txn.then.iter().chain(&txn.otherwise).any(|op| matches!(op, Op::Put { .. } | Op::Delete(_))) {
+        if txn.then.iter().chain(&txn.otherwise).any(writes) {
             return None;
         }
         Some(check(txn).map(|()| {
@@ -186,7 +211,7 @@ impl Model {
             Op::Get(key) => key.as_str(),
             Op::Oldest(directory) => self.ages.oldest(directory)?,
             Op::NewestBefore(directory, revision) => self.ages.newest_before(directory, *revision)?,
-            Op::Put { .. } | Op::Delete(_) => return None,
+            Op::Put { .. } | Op::Delete(_) | Op::DeletePrefix(_) => return None,
         };
         self.entries.get(key)
     }
@@ -279,8 +304,27 @@ impl Model {
             Compare::Modified(key, revision) => entry(key).is_some_and(|entry| entry.modified == *revision),
             Compare::Created(key, revision) => entry(key).is_some_and(|entry| entry.created == *revision),
             Compare::Value(key, value) => entry(key).is_some_and(|entry| entry.value == value),
+            Compare::Unmodified(key, revision) => entry(key).is_none_or(|entry| entry.modified <= *revision),
+            Compare::Lease(key, lease) => entry(key).is_some_and(|entry| entry.lease == Some(*lease)),
+            Compare::Version(key, version) => entry(key).is_some_and(|entry| entry.version == *version),
         }
     }
+}
+
+/// The key, prefix or directory of an operation.
+fn subject(op: &Op) -> &str {
+    match op {
+        Op::Put { key: subject, .. }
+        | Op::Delete(subject)
+        | Op::DeletePrefix(subject)
+        | Op::Get(subject)
+        | Op::Oldest(subject)
+        | Op::NewestBefore(subject, _) => subject,
+    }
+}
+
+fn writes(op: &Op) -> bool {
+    matches!(op, Op::Put { .. } | Op::Delete(_) | Op::DeletePrefix(_))
 }
 
 /// What is refused whatever the store holds: in either branch.
@@ -292,8 +336,7 @@ fn check(txn: &Txn) -> Result<(), CommitError> {
         }
         let mut written = BTreeSet::new();
         for op in ops {
-            let (Op::Put { key, .. } | Op::Delete(key) | Op::Get(key) | Op::Oldest(key) | Op::NewestBefore(key, _)) =
-                op;
+            let key = subject(op);
             if key.is_empty() || key.len() > MAX_KEY {
                 return invalid(format!("a key of {} bytes: 1 to {MAX_KEY} are allowed", key.len()));
             }
@@ -302,6 +345,12 @@ fn check(txn: &Txn) -> Result<(), CommitError> {
             }
             if matches!(op, Op::Put { .. } | Op::Delete(_)) && !written.insert(key) {
                 return invalid(format!("key `{key}` is written twice in one transaction"));
+            }
+            if let Op::DeletePrefix(prefix) = op {
+                let put = |op: &&Op| matches!(op, Op::Put { key, .. } if key.starts_with(prefix.as_str()));
+                if let Some(Op::Put { key, .. }) = ops.iter().find(put) {
+                    return invalid(format!("key `{key}` is put where everything with `{prefix}` is deleted"));
+                }
             }
             if let Op::Put { value, .. } = op
                 && value.len() > MAX_VALUE

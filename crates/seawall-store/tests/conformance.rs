@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use seawall_store::{
-    CommitError, Compare, Embedded, FENCE_BASE, Keys, LeaseId, Op, OpResult, Store, Txn, WatchError, fence_base,
+    CommitError, Compare, Embedded, FENCE_BASE, Keys, LeaseId, Op, OpResult, Query, Range, Store, Txn, WatchError,
+    fence_base,
 };
 use seawall_types::Revision;
 
@@ -17,7 +19,7 @@ macro_rules! conformance {
         mod $backend {
             use super::*;
 
-            conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide,
+            conformance!(@cases $make, reads_what_was_written, revisions_count_transactions, compares_decide, pages_cover_the_range, a_prefix_is_deleted_at_one_revision,
                 invalid_transactions_change_nothing, a_queue_knows_its_first_and_who_is_before_whom, a_lease_matters_only_in_the_branch_taken, leases_take_their_keys_along, a_lease_kept_alive_stays, a_lease_says_how_it_stands,
                 watches_miss_nothing, watches_resume_from_the_past, a_watch_of_one_key_sees_no_other,
                 a_watch_from_now_begins_after_its_revision, a_watch_of_a_quiet_key_outlives_the_history, watches_report_compaction, compaction_forgets_the_past_and_no_key,
@@ -76,6 +78,9 @@ async fn revisions_count_transactions(store: Arc<dyn Store>) {
 async fn compares_decide(store: Arc<dyn Store>) {
     let created = store.commit(Txn::put("k", "v")).await.unwrap().revision;
     let modified = store.commit(Txn::put("k", "w")).await.unwrap().revision;
+    let lease = store.grant(Duration::from_secs(600)).await.unwrap().id;
+    let leased = Op::Put { key: "leased".into(), value: Bytes::new(), lease: Some(lease) };
+    store.commit(Txn { then: vec![leased], ..Txn::default() }).await.unwrap();
     let k = || "k".to_owned();
     let table = [
         (Compare::Exists(k()), true),
@@ -89,6 +94,17 @@ async fn compares_decide(store: Arc<dyn Store>) {
         (Compare::Value(k(), Bytes::from("w")), true),
         (Compare::Value(k(), Bytes::from("v")), false),
         (Compare::Value("x".into(), Bytes::new()), false),
+        (Compare::Unmodified(k(), modified), true),
+        (Compare::Unmodified(k(), modified.next()), true),
+        (Compare::Unmodified(k(), created), false),
+        (Compare::Unmodified("x".into(), Revision(1)), true),
+        (Compare::Version(k(), 2), true),
+        (Compare::Version(k(), 1), false),
+        (Compare::Version("x".into(), 1), false),
+        (Compare::Lease("leased".into(), lease), true),
+        (Compare::Lease("leased".into(), LeaseId(lease.0 + 1)), false),
+        (Compare::Lease(k(), lease), false),
+        (Compare::Lease("x".into(), lease), false),
     ];
     for (compare, holds) in table {
         let txn = Txn {
@@ -100,6 +116,58 @@ async fn compares_decide(store: Arc<dyn Store>) {
         assert_eq!(done.succeeded, holds, "{compare:?}");
         assert_eq!(matches!(done.results[..], [OpResult::Got(Some(_))]), holds);
     }
+}
+
+async fn pages_cover_the_range(store: Arc<dyn Store>) {
+    for key in ["a", "p/1", "p/2", "p/3", "p/4", "p/5", "q"] {
+        store.commit(Txn::put(key, "v")).await.unwrap();
+    }
+    let mut query = Query { limit: NonZeroU32::new(2), ..Query::new(Keys::prefix("p/")) };
+    let mut pages = Vec::new();
+    loop {
+        let page = store.query(query.clone()).await.unwrap();
+        assert_eq!(page.revision, Revision(8));
+        query.after = page.entries.last().map(|entry| entry.key.to_string());
+        pages.push(page.entries.iter().map(|entry| entry.key[2..].to_owned()).collect::<Vec<_>>().concat());
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(pages, ["12", "34", "5"]);
+    let keys = |range: Range| range.entries.iter().map(|entry| entry.key.to_string()).collect::<Vec<_>>().join(" ");
+    let exact = Query { limit: NonZeroU32::new(5), ..Query::new(Keys::prefix("p/")) };
+    assert!(!store.query(exact.clone()).await.unwrap().more, "it fits exactly");
+    // An end that was deleted meanwhile, or that lies outside, is as good as any.
+    let after = |after: &str| Query { after: Some(after.into()), ..exact.clone() };
+    assert_eq!(keys(store.query(after("p/3x")).await.unwrap()), "p/4 p/5");
+    assert_eq!(keys(store.query(after("a")).await.unwrap()), "p/1 p/2 p/3 p/4 p/5");
+    assert_eq!(keys(store.query(after("z")).await.unwrap()), "");
+    assert_eq!(keys(store.query(Query::new(Keys::one("p/1"))).await.unwrap()), "p/1");
+    assert_eq!(keys(store.query(Query::new(Keys::one("p/"))).await.unwrap()), "");
+    let bare = Query { keys_only: true, ..exact };
+    let bare = store.query(bare).await.unwrap().entries;
+    assert!(bare.len() == 5 && bare.iter().all(|entry| entry.value.is_empty() && entry.version == 1));
+}
+
+async fn a_prefix_is_deleted_at_one_revision(store: Arc<dyn Store>) {
+    for key in ["p", "p/1", "p/2", "q"] {
+        store.commit(Txn::put(key, "v")).await.unwrap();
+    }
+    let (_, mut watch) = store.watch_now(Keys::prefix("")).await.unwrap();
+    let delete = |prefix: &str| Txn { then: vec![Op::DeletePrefix(prefix.into())], ..Txn::default() };
+    let done = store.commit(delete("p/")).await.unwrap();
+    assert_eq!((done.revision, done.results), (Revision(6), vec![OpResult::DeletedMany(2)]));
+    let told = watch.next().await.unwrap();
+    assert_eq!(told.iter().map(|e| (&*e.key, e.revision.0)).collect::<Vec<_>>(), [("p/1", 6), ("p/2", 6)]);
+    let done = store.commit(delete("p/")).await.unwrap();
+    assert_eq!((done.revision, done.results), (Revision(6), vec![OpResult::DeletedMany(0)]));
+    let both = Txn { then: vec![put("p/3", "v"), Op::DeletePrefix("p/".into())], ..Txn::default() };
+    for txn in [delete(""), both] {
+        let error = store.commit(txn).await.unwrap_err();
+        assert!(matches!(error, CommitError::Invalid(_)), "{error}");
+    }
+    let left = store.range("").await.unwrap();
+    assert_eq!(left.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), ["p", "q"]);
 }
 
 async fn invalid_transactions_change_nothing(store: Arc<dyn Store>) {

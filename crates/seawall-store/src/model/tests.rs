@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use seawall_types::Revision;
 
 use super::{Change, Model};
-use crate::{Entry, LeaseId, Op, OpResult, Txn};
+use crate::{Entry, Keys, LeaseId, Op, OpResult, Query, Txn};
 
 /// Keys, some of them within others' directories.
 const KEYS: [&str; 9] = ["a", "q/1", "q/2", "q/3", "q/r/1", "q/r/2", "q/r/", "q//1", "r/1"];
@@ -18,6 +18,7 @@ const DIRECTORIES: [&str; 5] = ["q/", "q/r/", "q//", "r/", "none/"];
 enum Step {
     Put(usize, bool),
     Delete(usize),
+    DeletePrefix(usize),
     Grant,
     Revoke,
 }
@@ -26,6 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..KEYS.len(), any::<bool>()).prop_map(|(key, leased)| Step::Put(key, leased)),
         4 => (0..KEYS.len()).prop_map(Step::Delete),
+        1 => (0..DIRECTORIES.len()).prop_map(Step::DeletePrefix),
         1 => Just(Step::Grant),
         1 => Just(Step::Revoke),
     ]
@@ -59,6 +61,14 @@ proptest! {
                     let done = model.commit(&Txn::delete(KEYS[key]), &mut changes).unwrap();
                     prop_assert_eq!(&done.results[..], &[OpResult::Deleted(plain.remove(KEYS[key]).is_some())]);
                 }
+                Step::DeletePrefix(directory) => {
+                    let before = plain.len();
+                    plain.retain(|key, _| !key.starts_with(DIRECTORIES[directory]));
+                    let op = Op::DeletePrefix(DIRECTORIES[directory].into());
+                    let done = model.commit(&Txn { then: vec![op], ..Txn::default() }, &mut changes).unwrap();
+                    let gone = u64::try_from(before - plain.len()).unwrap();
+                    prop_assert_eq!(&done.results[..], &[OpResult::DeletedMany(gone)]);
+                }
                 Step::Grant => lease = Some(model.grant(std::time::Duration::from_secs(1), &mut changes)),
                 Step::Revoke => {
                     let Some(ended) = lease.take() else { continue };
@@ -68,7 +78,7 @@ proptest! {
             }
             changes.drain(..).for_each(|change: Change| copy.apply(&change));
             for model in [&model, &copy] {
-                let all = model.range("").entries;
+                let all = model.query(&Query::new(Keys::prefix(""))).entries;
                 let kept: Vec<_> = all.iter().map(|e| (&*e.key, (e.created, e.lease))).collect();
                 prop_assert_eq!(&kept, &plain.iter().map(|(key, of)| (*key, *of)).collect::<Vec<_>>());
                 for directory in DIRECTORIES {
