@@ -7,6 +7,8 @@
 //! Two backends share one engine: [`Embedded::memory`] keeps nothing, [`Embedded::open`] acknowledges a write only
 //! after SQLite has synced it. The file is described in `docs/store.md`.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod embedded;
 mod engine;
 mod fence;
