@@ -153,10 +153,8 @@ impl File {
     fn new(connection: Connection, path: &Path, bounds: Bounds) -> Self {
         Self { connection, path: path.to_owned(), bounds, bytes: 0 }
     }
-}
 
-impl Disk for File {
-    fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError> {
+    fn write(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError> {
         let not_written = |error: rusqlite::Error| match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => CommitError::Full(error.to_string()),
             _ => CommitError::Unavailable(error.to_string()),
@@ -174,9 +172,24 @@ impl Disk for File {
         self.bytes = bytes;
         Ok(())
     }
+}
+
+impl Disk for File {
+    fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError> {
+        let written = self.write(model, changes);
+        match written {
+            Err(error) if !self.connection.is_autocommit() => {
+                Err(CommitError::Unknown(format!("{error}, and it could not be rolled back")))
+            }
+            written => written,
+        }
+    }
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let failed = |error: rusqlite::Error| OpenError::Sqlite { path: self.path.clone(), why: error.to_string() };
+        if !self.connection.is_autocommit() {
+            self.connection.execute_batch("ROLLBACK").map_err(failed)?;
+        }
         let (model, history, bytes) = read(&self.connection, self.bounds).map_err(failed)?;
         self.bytes = bytes;
         Ok((model, history))

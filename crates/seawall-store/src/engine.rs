@@ -3,7 +3,7 @@
 //!
 //! The writer thread owns a [`Model`] of its own and a [`Disk`]. It gives the model a batch of jobs, makes the changes
 //! durable in one sync, shows them to the readers, and only then answers. When the disk fails, the writer's model has
-//! run ahead of the truth and is read anew.
+//! run ahead of the truth: what the readers see, if nothing was written; otherwise the disk, which is read anew.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -219,7 +219,7 @@ struct Writer<D> {
     shared: Arc<Shared>,
     disk: D,
     model: Model,
-    /// The model ran ahead of a disk that failed.
+    /// A write failed in such a way that only the disk knows what is on it.
     stale: bool,
 }
 
@@ -240,7 +240,10 @@ impl<D: Disk> Writer<D> {
                 Ok(()) => self.publish(&changes, now),
                 Err(error) => {
                     tracing::error!(%error, writes = answers.len(), "the store could not be written");
-                    self.stale = true;
+                    match error {
+                        CommitError::Unknown(_) => self.stale = true,
+                        _ => self.roll_back(now),
+                    }
                     return answers.drain(..).for_each(|answer| answer.fail(error.clone()));
                 }
             }
@@ -302,8 +305,16 @@ impl<D: Disk> Writer<D> {
         leases.look(now)
     }
 
-    /// After a failed write the file is the truth, whatever it holds: a lease may have been granted or ended after all, and
-    /// one whose end could not be written lives on.
+    /// After a write of which nothing is on the disk, what the readers see is the truth. A lease whose end could not be
+    /// written lives on.
+    fn roll_back(&mut self, now: Instant) {
+        let view = self.shared.view();
+        self.model = view.model.clone();
+        self.shared.leases().agree_with(view.model.leases(), now);
+    }
+
+    /// After a write that may be on the disk, that is the truth, whatever it holds: a lease may have been granted or ended
+    /// after all.
     fn refresh(&mut self, now: Instant) -> Result<(), String> {
         if self.stale {
             let (model, history) = self.disk.load().map_err(|error| error.to_string())?;

@@ -37,6 +37,8 @@ struct State {
     hold: bool,
     /// One waits.
     held: bool,
+    /// How often it was read.
+    loads: u32,
 }
 
 /// A disk of memory, steered by the test.
@@ -45,8 +47,14 @@ struct Steered(Arc<(Mutex<State>, Condvar)>);
 
 impl Steered {
     fn new() -> Self {
-        let state =
-            State { model: Model::default(), history: VecDeque::new(), next: End::Written, hold: false, held: false };
+        let state = State {
+            model: Model::default(),
+            history: VecDeque::new(),
+            next: End::Written,
+            hold: false,
+            held: false,
+            loads: 0,
+        };
         Self(Arc::new((Mutex::new(state), Condvar::new())))
     }
 
@@ -89,7 +97,8 @@ impl Disk for Steered {
     }
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
-        let state = self.0.0.lock().unwrap();
+        let mut state = self.0.0.lock().unwrap();
+        state.loads += 1;
         let mut history = History::new(Revision(2), BOUNDS);
         state.history.iter().for_each(|event| history.push(event.clone()));
         Ok((state.model.clone(), history))
@@ -126,6 +135,23 @@ async fn a_lease_that_is_being_ended_is_not_kept_alive() {
     assert!(engine.view().model.get("a").is_some());
     eventually("the lease ends", || engine.view().model.get("a").is_none()).await;
     assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)));
+}
+
+#[tokio::test]
+async fn a_write_of_which_nothing_is_there_leaves_everything_as_it_was() {
+    let disk = Steered::new();
+    let engine = Engine::start(disk.clone()).unwrap();
+    let lease = engine.grant(Duration::from_secs(600)).await.unwrap();
+    let before = engine.commit(put("a", lease)).await.unwrap().revision;
+    disk.set(|state| state.next = End::Failed);
+    assert!(matches!(engine.revoke(lease).await, Err(CommitError::Unavailable(_))));
+    assert_eq!(engine.keep_alive(lease), Ok(Duration::from_secs(600)), "whoever holds it need not give up");
+    disk.set(|state| state.next = End::Failed);
+    assert!(matches!(engine.commit(Txn::put("b", "v")).await, Err(CommitError::Unavailable(_))));
+    assert!(engine.view().model.get("b").is_none());
+    let done = engine.commit(Txn::delete("a")).await.unwrap();
+    assert_eq!((done.revision, done.results), (before.next(), vec![crate::OpResult::Deleted(true)]));
+    assert_eq!(disk.0.0.lock().unwrap().loads, 1, "it was not read again");
 }
 
 #[tokio::test]
