@@ -70,6 +70,11 @@ impl Priority {
         CURRENT.scope(self, future)
     }
 
+    /// Runs `call` as so important.
+    pub fn within<T>(self, call: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, call)
+    }
+
     /// The word used in configuration, headers, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -59,7 +59,7 @@ pub use coalesce::Coalesce;
 pub use deadline::Deadline;
 pub use events::{Event, Events, Observer};
 pub use fallback::Fallback;
-pub use guard::{Guard, Permits, Switch, ended};
+pub use guard::{Guard, Permits, Switch, accepted, ended};
 pub use hedge::Hedge;
 pub use name::Name;
 pub use policy::{DEFAULT, InvalidPolicies, Policies, Policy, PolicyConfig};

@@ -74,11 +74,16 @@ impl PolicyConfig {
         self.breaker.problems(&mut found);
         self.bulkhead.problems(&mut found);
         self.chaos.problems(&mut found);
-        // What would never come to pass within the time that a call has.
-        found.ordered("breaker.slow_call", self.breaker.slow_call, "timeout", self.timeout);
+        // What would never come to pass within the time that a call has; a default gives way to a short time.
+        let timeout = self.timeout.filter(|timeout| !timeout.is_zero());
+        found.ordered("breaker.slow_call", self.breaker.slow_call, "timeout", timeout);
         if let (Some(hedge::Delay::After(delay)), None | Some(false)) = (self.hedge.delay, self.hedge.on_error) {
-            found.ordered("hedge.delay", Some(delay), "timeout", self.timeout);
+            found.ordered("hedge.delay", Some(delay), "timeout", timeout);
         }
+        let floor = self.hedge.delay_floor.filter(|floor| *floor != hedge::Config::default().delay_floor);
+        found.ordered("hedge.delay_floor", floor, "timeout", timeout);
+        let backoff = self.retry.backoff.filter(|backoff| *backoff != Retry::default().backoff);
+        found.ordered("retry.backoff", backoff, "timeout", timeout);
         found.into_vec()
     }
 
@@ -87,6 +92,7 @@ impl PolicyConfig {
         let mut found = Problems::default();
         self.rate_limit.idle(&mut found);
         self.breaker.idle(&mut found);
+        self.hedge.idle(&mut found);
         self.bulkhead.idle(&mut found);
         self.chaos.idle(&mut found);
         found.into_vec()

@@ -718,3 +718,83 @@ async fn what_is_ambient_and_what_the_policy_says_hold_together() {
     assert_eq!(shed.rejected().unwrap().reason, Reason::Shed);
     assert!(guard.call(work).await.is_ok());
 }
+
+/// A rejection is no promise that nothing was done when an earlier attempt, or one beside it, had been made.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_knows_of_the_attempts_before_it() {
+    let text = r#"{"payment":{"retry":{"attempts":3,"budget_floor":100},"breaker":{"window":"1 consecutive"},
+        "hedge":{"delay":"10ms","on_error":true,"budget":"100%"}}}"#;
+    let guard = || Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let first = guard();
+    let error = first.call(|_| ready(Err::<(), _>("no"))).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.reason == Reason::Open && rejected.had_begun()));
+    let error = first.call(|_| ready(Err::<(), _>("no"))).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if !rejected.had_begun()), "this one was never made");
+    let answer = |_| ready(Err::<http::Response<http_body_util::Empty<&[u8]>>, _>("no"));
+    let error =
+        seawall_resilience::http::call(&guard(), answer, seawall_resilience::http::failures).await.err().unwrap();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.had_begun()));
+
+    // The same of layers: the second attempt is turned away by the breaker within.
+    let breaker = Arc::new(Breaker::new(
+        "payment".into(),
+        Config { window: Window::Consecutive(1), ..config() },
+        Clock::tokio(),
+        Box::new(|_| {}),
+    ));
+    let retry = Retry { attempts: 2, budget: Ratio::percent(100), ..Retry::default() };
+    let service = ServiceBuilder::new()
+        .layer(
+            RetryLayer::new(Arc::new(Retrier::new("payment".into(), retry, Clock::tokio())))
+                .decide(seawall_resilience::retry::failures_and_rejections::<(), &str>),
+        )
+        .layer(BreakerLayer::new(breaker))
+        .layer(errors())
+        .service(service_fn(|()| ready(Err::<(), _>("no"))));
+    let error = service.oneshot(()).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.had_begun()), "{error:?}");
+}
+
+/// Failures are no refusals: the service took the calls on.
+#[test]
+fn a_throttle_counts_what_failed_as_taken_on() {
+    let failure = |overloaded| Report { overloaded, ..Outcome::Failure.into() };
+    let accepted = |report: Report| seawall_resilience::accepted(&report);
+    assert_eq!((accepted(failure(true)), accepted(failure(false))), (Some(false), Some(true)));
+    assert_eq!((accepted(Outcome::Success.into()), accepted(Outcome::Ignored.into())), (Some(true), None));
+}
+
+/// The same of layers: callers without time open no breaker, throttle nobody and shrink no limit for the others.
+#[tokio::test(start_paused = true)]
+async fn callers_without_time_accuse_nobody_through_layers_either() {
+    use seawall_resilience::layer::{BulkheadLayer, ThrottleLayer, TimeoutLayer};
+    use seawall_resilience::timeout::Timeout;
+    use seawall_resilience::{Throttle, throttle};
+    let config = Config { window: Window::Consecutive(3), ..config() };
+    let breaker = Arc::new(Breaker::new("payment".into(), config, Clock::tokio(), Box::new(|_| {})));
+    let times = seawall_resilience::timeout::Config { total: Period::secs(10), attempt: None };
+    let timeout = Arc::new(Timeout::new("payment".into(), times));
+    let settings =
+        throttle::Config { k: 1.0, window: Period::secs(120), max_reject: Ratio::percent(90), minimum_calls: 1 };
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::total(timeout.clone()))
+        .layer(ThrottleLayer::new(Arc::new(Throttle::new("payment".into(), settings, Clock::tokio()))))
+        .layer(BreakerLayer::new(breaker.clone()))
+        .layer(BulkheadLayer::new(Arc::new(Bulkhead::new(
+            "payment".into(),
+            seawall_resilience::bulkhead::Config::places(5),
+            Clock::tokio(),
+        ))))
+        .layer(TimeoutLayer::attempt(timeout))
+        .layer(errors())
+        .service(service_fn(|()| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok::<_, &str>(())
+        }));
+    for left in [0, 5, 5, 5, 5, 5, 5, 5] {
+        let call = deadline::scope(Deadline::after(Duration::from_millis(left)), service.clone().oneshot(()));
+        assert!(matches!(call.await, Err(CallError::Rejected(rejected)) if rejected.reason == Reason::Deadline));
+    }
+    assert_eq!((breaker.state(), breaker.counts().failed), (State::Closed, 0));
+    assert!(service.oneshot(()).await.is_ok());
+}

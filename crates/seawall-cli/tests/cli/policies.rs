@@ -451,6 +451,9 @@ fn every_value_that_is_out_of_its_range_is_refused_where_it_stands() {
         ("breaker.slow_call", "breaker: { slow_call: 11s }", "longer than timeout of 10s"),
         ("hedge.delay", "hedge: { delay: 11s }", "longer than timeout of 10s"),
         ("breaker.probe_lease", "breaker: { probe_lease: 1ns }", "1ms to"),
+        ("hedge.delay_floor", "hedge: { delay_floor: 1m }", "longer than timeout of 10s"),
+        ("retry.backoff", "retry: { backoff: 1h, max_backoff: 2h }", "longer than timeout of 10s"),
+        ("hedge.minimum_calls", "hedge: { delay: 5ms, minimum_calls: 50 }", "has no effect without"),
         // What would have no effect.
         ("bulkhead.adaptive.latency", "bulkhead: { adaptive: { latency: 1s } }", "no effect without `algorithm: aimd`"),
         ("bulkhead.wait", "bulkhead: { wait: 1s, queue: 0 }", "`queue` of 0 lets nobody wait"),

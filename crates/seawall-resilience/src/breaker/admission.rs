@@ -138,7 +138,7 @@ impl Breaker {
     pub(super) fn rejected(&self, refused: Refused) -> Rejected {
         let Refused { reason, left } = refused;
         let retry_after = (left != Refused::UNKNOWN).then(|| Duration::from_micros(left));
-        Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after }
+        Rejected { policy: PolicyName::Breaker, instance: self.name, reason, retry_after, begun: false }
     }
 }
 

@@ -45,6 +45,9 @@ impl Breaker {
 
     #[cold]
     pub(super) fn observe_unusual(&self, word: u64, epoch: u32, started: u64, report: Report, at: Option<Tick>) {
+        if report.given_up {
+            return self.cancelled(epoch, started);
+        }
         let control = Control::unpack(word);
         if self.hot.0.has(VERBOSE) {
             (self.listener)(&Event::Call(report));

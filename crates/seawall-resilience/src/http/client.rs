@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::{GuardedBody, Held, retry_after};
 use crate::guard::{Given, Panics};
-use crate::layer::{Classify, Usual};
+use crate::layer::{Classify, Usual, completed};
 use crate::retry::{self, Decision};
-use crate::{CallError, Guard, Hedge, Priority, deadline};
+use crate::sync::{AtomicBool, Ordering};
+use crate::{CallError, Guard, Hedge, Priority, deadline, timeout};
 
 /// What of HTTP is worth another attempt: what [`retry::failures`] says of errors, and the answers 502, 503 and 504, after
 /// the time that they ask for. Only for calls that may be done twice.
@@ -60,7 +61,8 @@ where
 {
     let policies = guard.as_ref();
     let deadline = policies.timeout.deadline();
-    let given = Given::new(deadline);
+    let made = AtomicBool::new(false);
+    let given = Given::new(deadline, &made);
     let whole = async {
         if let Some(limiter) = policies.rate_limit.get() {
             limiter.acquire(deadline.left()).await?;
@@ -79,7 +81,8 @@ where
         };
         policies.retry.call(Some(until), number, again).await
     };
-    policies.timeout.total(deadline, deadline::scope(deadline, whole)).await?
+    let result = policies.timeout.total(deadline, deadline::scope(deadline, whole)).await;
+    completed(result.unwrap_or_else(|rejected| Err(rejected.into())), made.load(Ordering::Relaxed))
 }
 
 /// The first good answer counts. One that says that the service cannot answer ends no race while another call runs: its
@@ -104,7 +107,7 @@ async fn attempt<G, F, A, B, E>(
     guard: &G,
     number: u32,
     make: &F,
-    given: Given,
+    given: Given<'_>,
 ) -> Result<Response<GuardedBody<B>>, CallError<E>>
 where
     G: AsRef<Guard> + Clone + Send + Sync + 'static,
@@ -125,13 +128,18 @@ where
         if trouble.fault || trouble.status.is_some() {
             return Err(policies.chaos.fault().into());
         }
+        given.made.store(true, Ordering::Relaxed);
         make(number).await.map_err(CallError::Inner)
     };
     let result = match policies.timeout.attempt(given.deadline, call).await {
         Ok(result) => result,
-        // What is held is dropped: the attempt was given up.
-        Err(rejected) if given.ran_out(&rejected) => return Err(rejected.into()),
-        Err(rejected) => Err(rejected.into()),
+        // If the attempt was given up what is held is dropped.
+        Err(rejected) => {
+            if !given.ran_out(&rejected) {
+                held.finish(timeout::FAILURE);
+            }
+            return Err(rejected.into());
+        }
     };
     match result {
         Ok(response) => Ok(held.answered(response, begun.elapsed())),

@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::http::{GuardedBody, Head, Held, ObservedBody, chain, priority, rejection, trace};
-use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline};
+use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline, timeout};
 
 /// Puts a [`Guard`] around a service that answers HTTP requests, in a server of axum or hyper: what is turned away gets an
 /// answer (503, 429 or 504) instead of an error.
@@ -171,7 +171,7 @@ where
             if rejected.reason == Reason::Deadline && told.deadline == Some(deadline) {
                 drop(held);
             } else {
-                held.finish(Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() });
+                held.finish(timeout::FAILURE);
             }
             Ok(turned_away(&rejected, true))
         }
