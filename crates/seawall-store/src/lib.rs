@@ -372,14 +372,20 @@ impl Cursor {
     }
 }
 
-/// Keys, transactions, leases and watches. All methods are cancel safe in this sense: a dropped [`Store::commit`] has
-/// an unknown outcome, everything else has no effect.
+/// Keys, transactions, leases and watches.
+///
+/// Every method may be dropped before it is done: then a `commit`, `grant`, `keep_alive`, `revoke` or `compact` may still be
+/// done or not, and the others have no effect. Reads see every write that was acknowledged before they began. No method
+/// waits for ever: a backend that does not answer within seconds is an error.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// What this backend takes.
     fn limits(&self) -> Limits;
 
     /// Reads one key.
+    ///
+    /// # Errors
+    /// [`ReadError`], as every reading.
     async fn get(&self, key: &str) -> Result<Option<Entry>, ReadError>;
 
     /// Reads every key that starts with `prefix`, at one revision.
@@ -390,7 +396,10 @@ pub trait Store: Send + Sync + 'static {
     /// Reads some keys, at one revision.
     async fn query(&self, query: Query) -> Result<Range, ReadError>;
 
-    /// Does a transaction. `Ok` means durable.
+    /// Does a transaction. `Ok` means durable, where the backend is durable at all.
+    ///
+    /// # Errors
+    /// [`CommitError`]; only after [`CommitError::Unknown`] may it have been done.
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError>;
 
     /// Makes a lease that ends `ttl` after its last keep-alive. It never ends because the store itself was away: its
@@ -407,7 +416,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`CommitError::NoLease`] from the moment at which the lease is due, be its keys still to be seen or not.
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError>;
 
-    /// Ends a lease and deletes its keys. Ending a lease that is gone is [`CommitError::NoLease`].
+    /// Ends a lease and deletes its keys, in one revision, which it gives back.
+    ///
+    /// # Errors
+    /// [`CommitError::NoLease`] when it is gone already; otherwise as a commit.
     async fn revoke(&self, lease: LeaseId) -> Result<Revision, CommitError>;
 
     /// A lease as it stands; `None` when it has ended, or is due.
@@ -415,10 +427,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Everything that happens to `keys` from revision `from` on (inclusive, also one that is still to come), in order,
     /// nothing missing.
+    ///
+    /// # Errors
+    /// [`WatchError::Compacted`] when the history from there on is no longer whole.
     async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError>;
 
     /// Everything that happens to `keys` after the revision that is given back. A reading that is made afterwards and
     /// the cursor together miss nothing.
+    ///
+    /// # Errors
+    /// [`WatchError::Unavailable`], [`WatchError::Closed`].
     async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError>;
 
     /// Forgets what happened before a revision: nobody can watch from there any more. The keys stay. Does nothing when it

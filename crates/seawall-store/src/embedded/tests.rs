@@ -23,6 +23,9 @@ async fn the_history_in_the_file_is_bounded_by_its_size() {
         for n in 0..100u8 {
             let mut changes = Vec::new();
             model.commit(&Txn::put("k", vec![n; 9_999]), &mut changes).unwrap();
+            if n == 50 {
+                model.compact(Revision(model.revision.0 - 3), &mut changes).unwrap();
+            }
             disk.persist(&model, &changes).unwrap();
             let kept: usize = disk
                 .connection

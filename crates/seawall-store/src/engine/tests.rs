@@ -4,16 +4,18 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use seawall_types::Revision;
 
 use super::{Disk, Engine, NoDisk};
 use crate::history::{BOUNDS, History};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
-use crate::{CommitError, Keys, LeaseId, Op, Txn};
+use crate::{CommitError, Cursor, Keys, LeaseId, Op, Txn, WatchError};
 
 /// Long enough for a test that has to do something while the lease lives.
 const TTL: Duration = Duration::from_millis(1500);
@@ -251,7 +253,7 @@ async fn a_commit_wakes_only_those_whose_keys_it_touches() {
     // The others end with the store.
     drop(engine);
     for one in ones.into_iter().chain(prefixes) {
-        assert_eq!(one.await.unwrap(), Err(crate::WatchError::Closed));
+        assert_eq!(one.await.unwrap(), Err(WatchError::Closed));
     }
 }
 
@@ -280,11 +282,114 @@ async fn a_transaction_that_only_reads_waits_for_no_disk() {
     while !disk.0.0.lock().unwrap().held {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // The end of the lease is not durable, so nobody sees it yet.
+    // The end of the lease is not durable, so nobody sees it yet; but nobody can put it off any more.
+    assert_eq!(engine.keep_alive(lease), Err(CommitError::NoLease(lease)));
     let read = Txn { then: vec![Op::Get("a".into())], ..Txn::default() };
     let done = engine.commit(read.clone()).await.unwrap();
     assert!(matches!(&done.results[..], [crate::OpResult::Got(Some(_))]));
     disk.set(|state| state.hold = false);
     revoked.await.unwrap().unwrap();
     assert_eq!(engine.commit(read).await.unwrap().results, [crate::OpResult::Got(None)]);
+}
+
+const KEYS: [&str; 6] = ["a", "a/b", "a/b/c", "a/c", "b", "b/c"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// One transaction that puts these.
+    Commit(Vec<usize>),
+    Compact(u64),
+    /// Watches a key or a prefix from so far back; from now, at 0.
+    Open(usize, bool, u64),
+    /// Asks a watch, without waiting.
+    Read(usize),
+    Close(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => prop::collection::btree_set(0..KEYS.len(), 1..4).prop_map(|keys| Step::Commit(keys.into_iter().collect())),
+        1 => (0u64..12).prop_map(Step::Compact),
+        3 => (0..KEYS.len(), any::<bool>(), 0u64..6).prop_map(|(key, one, back)| Step::Open(key, one, back)),
+        6 => any::<usize>().prop_map(Step::Read),
+        1 => any::<usize>().prop_map(Step::Close),
+    ]
+}
+
+/// A watch, and the revision up to which it has been told everything.
+struct Open {
+    cursor: Cursor,
+    keys: Keys,
+    told: u64,
+    /// It has read what was there when it was opened.
+    fresh: bool,
+}
+
+proptest! {
+    /// Whatever else happens, a watch tells every event of its keys once, in order; or that the next one is forgotten.
+    #[test]
+    fn watches_tell_everything_or_that_it_is_forgotten(steps in prop::collection::vec(step(), 1..150)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let engine = Engine::start(NoDisk).unwrap();
+        let mut happened: Vec<(u64, &str)> = Vec::new();
+        let (mut revision, mut oldest) = (1, 2);
+        let mut open: Vec<Open> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Commit(keys) => {
+                    let put = |key: &usize| Op::Put { key: KEYS[*key].into(), value: Bytes::new(), lease: None };
+                    let txn = Txn { then: keys.iter().map(put).collect(), ..Txn::default() };
+                    revision = runtime.block_on(engine.commit(txn)).unwrap().revision.0;
+                    happened.extend(keys.iter().map(|key| (revision, KEYS[*key])));
+                }
+                Step::Compact(back) => {
+                    let before = (revision + 1).saturating_sub(back);
+                    runtime.block_on(engine.compact(Revision(before))).unwrap();
+                    oldest = oldest.max(before);
+                }
+                Step::Open(key, one, back) => {
+                    let keys = if one { Keys::one(KEYS[key]) } else { Keys::prefix(KEYS[key]) };
+                    let from = (revision + 1).saturating_sub(back);
+                    let cursor = match back {
+                        0 => engine.watch_now(keys.clone()).map(|(now, cursor)| {
+                            assert_eq!(now.0, revision);
+                            cursor
+                        }),
+                        _ => engine.watch(keys.clone(), Revision(from)),
+                    };
+                    match cursor {
+                        Ok(cursor) => open.push(Open { cursor, keys, told: from - 1, fresh: back != 0 }),
+                        Err(error) => {
+                            prop_assert_eq!(error, WatchError::Compacted { oldest: Revision(oldest) });
+                            prop_assert!(from < oldest);
+                        }
+                    }
+                }
+                Step::Read(which) => {
+                    let count = open.len().max(1);
+                    let Some(watch) = open.get_mut(which % count) else { continue };
+                    let due = happened.iter().filter(|(at, key)| *at > watch.told && watch.keys.contain(key));
+                    let due: Vec<_> = due.copied().collect();
+                    let mut next = std::pin::pin!(watch.cursor.next());
+                    match next.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                        Poll::Pending => prop_assert_eq!(due, []),
+                        Poll::Ready(Ok(events)) => {
+                            let told: Vec<_> = events.iter().map(|event| (event.revision.0, &*event.key)).collect();
+                            prop_assert!(!told.is_empty());
+                            prop_assert_eq!(told, due);
+                        }
+                        Poll::Ready(Err(error)) => {
+                            prop_assert_eq!(error, WatchError::Compacted { oldest: Revision(oldest) });
+                            let forgotten = due.first().is_some_and(|(at, _)| *at < oldest);
+                            prop_assert!(forgotten || watch.fresh && watch.told + 1 < oldest);
+                            continue;
+                        }
+                    }
+                    (watch.told, watch.fresh) = (revision, false);
+                }
+                Step::Close(which) if !open.is_empty() => drop(open.swap_remove(which % open.len())),
+                Step::Close(_) => {}
+            }
+        }
+    }
 }
