@@ -154,7 +154,7 @@ impl Guard {
     }
 
     /// Makes a call under all policies: `Ok` is a success, `Err` a failure, and failures are repeated. `make(1)` makes the
-    /// first attempt, `make(2)` the next; hedged attempts run side by side. Only for calls that may be done twice, unless
+    /// first attempt, `make(2)` the next; a hedge runs beside its attempt and has the next number, so one may come twice. Only for calls that may be done twice, unless
     /// `retry` and `hedge` are off.
     ///
     /// The deadline is the policy's timeout or the task's own ([`deadline::current`]), whichever is nearer, and the call
