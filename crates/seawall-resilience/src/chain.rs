@@ -143,6 +143,12 @@ mod tests {
         assert_eq!((part.left(), whole.left()), (1, 2));
         part.settle(1, 0);
         assert_eq!((part.left(), whole.left()), (0, 1));
+        assert!(whole.clone().within(|| Chain::narrow(Some("9"), Some(5))).is_none(), "and never more");
+        let (pair, one) = (Chain::new(2), |pair: &Chain| pair.clone().within(|| Chain::narrow(None, Some(1))).unwrap());
+        let part = one(&pair);
+        assert!(pair.take() && pair.take() && !part.take(), "the whole is spent");
+        pair.put_back();
+        assert!(part.take() && !part.take(), "what was not to be had is still the part's own");
         let told = whole.clone().within(|| Chain::narrow(Some("0"), Some(2))).unwrap();
         assert!(!told.take() && whole.left() == 1);
         let part = Chain::new(2).within(|| Chain::narrow(None, Some(1))).unwrap();

@@ -90,6 +90,8 @@ where
     ///
     /// Cancel safe: see above.
     ///
+    /// Not for the same key from within its own work: that would wait for itself.
+    ///
     /// # Panics
     /// When the work panics, everybody who waits for it does; one of them with its message. The key is free again.
     pub async fn call<F, A>(&self, key: K, make: F) -> V
@@ -149,13 +151,15 @@ where
             self.shared.fetch_add(1, Ordering::Relaxed);
             return Ok(work);
         }
+        // A key's own code may panic: nothing has changed yet.
+        let named = key.clone();
         let room = |under_way: usize| (under_way < self.capacity).then_some(under_way + 1);
         if self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             self.alone.fetch_add(1, Ordering::Relaxed);
             return Err(make);
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { inner: self.clone(), key: key.clone(), id };
+        let entry = Entry { inner: self.clone(), key: named, id };
         let work: Work<V> = Box::pin(async move {
             // Leaves the map before anybody sees the result, and also when the work panics or is dropped.
             let _entry = entry;

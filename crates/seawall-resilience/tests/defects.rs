@@ -798,3 +798,39 @@ async fn callers_without_time_accuse_nobody_through_layers_either() {
     assert_eq!((breaker.state(), breaker.counts().failed), (State::Closed, 0));
     assert!(service.oneshot(()).await.is_ok());
 }
+
+/// What a guard tells its throttle, and what a reload tells guards that are made later and hedges that are there.
+#[tokio::test(start_paused = true)]
+async fn a_guard_tells_its_policies_and_a_reload_tells_every_guard() {
+    let text =
+        r#"{"payment":{"retry":{"attempts":1},"throttle":{"k":1.5,"minimum_calls":10},"breaker":{"enabled":false}}}"#;
+    let registry = Registry::with_clock(policies(text), Clock::tokio()).unwrap();
+    let guard = registry.guard("payment");
+    for outcome in [Ok(()), Err("no")] {
+        for _ in 0..200 {
+            assert!(!matches!(guard.call(move |_| ready(outcome)).await, Err(CallError::Rejected(_))), "{outcome:?}");
+        }
+    }
+    assert_eq!(guard.throttle.get().unwrap().counts(), (400, 400));
+
+    registry.reload(policies(r#"{"payment":{"timeout":"3s"},"order":{"timeout":"4s"}}"#)).unwrap();
+    for (service, seconds) in [("payment", 3), ("order", 4)] {
+        assert_eq!(registry.guard(service).policy().timeout, Period::secs(seconds), "{service}");
+    }
+
+    let config = hedge::Config {
+        delay: hedge::Delay::After(Period::millis(1)),
+        budget: Ratio::percent(0),
+        ..hedge::Config::default()
+    };
+    let hedge = Hedge::new("payment".into(), config, Clock::tokio());
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok::<_, ()>(())
+    };
+    hedge.call(slow).await.unwrap();
+    assert_eq!((hedge.counts().hedges, hedge.counts().refused), (0, 1));
+    hedge.reload(hedge::Config { budget: Ratio::percent(100), ..config });
+    hedge.call(slow).await.unwrap();
+    assert_eq!(hedge.counts().hedges, 1);
+}
