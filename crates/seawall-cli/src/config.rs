@@ -5,7 +5,7 @@
 
 mod check;
 pub(crate) mod load;
-mod range;
+mod schema;
 mod tree;
 
 use std::collections::BTreeMap;

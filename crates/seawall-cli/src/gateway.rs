@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
-        let upstreams = Upstreams::new(loaded.config.policies.clone());
+        let upstreams = Upstreams::new(loaded.config.policies.clone())?;
         hangup.reload(&loaded, upstreams.clone());
         let gateway = Gateway::bind(name.as_str(), config.clone())?;
         let addr = gateway.addr();

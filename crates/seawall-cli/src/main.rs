@@ -26,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Registry, gateway, sidecar and sagas for a fleet of services: one file, one binary.
 #[derive(Parser)]
-#[command(name = "seawall", version, about, arg_required_else_help = true)]
+#[command(name = "seawall", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -82,6 +82,9 @@ enum ConfigCommand {
         /// The file.
         #[arg(default_value = "seawall.yaml")]
         file: PathBuf,
+        /// The same, as the other commands have it.
+        #[arg(long, short, hide = true, conflicts_with = "file")]
+        config: Option<PathBuf>,
     },
     /// Print the JSON Schema of the file, for editors.
     Schema,
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
         Command::Control(args) => control::run(&args),
         Command::Gateway(args) => gateway::run(&args),
         Command::Sidecar(args) => sidecar::run(args),
-        Command::Config(ConfigCommand::Check { file }) => check(&file),
+        Command::Config(ConfigCommand::Check { file, config }) => check(config.as_ref().unwrap_or(&file)),
         Command::Config(ConfigCommand::Schema) => schema(),
         Command::Init(args) => init::run(&args),
         Command::Saga(command) => ask::saga(command),

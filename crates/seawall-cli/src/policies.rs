@@ -135,10 +135,18 @@ pub(crate) fn order(args: &BreakerArgs) -> anyhow::Result<()> {
                 println!("{name}: the breaker of `{}` is {}", args.service, args.state);
                 done += 1;
             }
-            Err(error) => refused.push(format!("{name}: {error:#}")),
+            Err(error) => refused.push((name, format!("{error:#}"))),
         }
     }
     // Where a service has never been called there is no breaker yet: that is no failure if others have one.
-    anyhow::ensure!(done > 0, "no breaker of `{}` was found:\n{}", args.service, refused.join("\n"));
-    Ok(())
+    if done > 0 {
+        return Ok(());
+    }
+    let service = &args.service;
+    if refused.iter().all(|(_, error)| error.contains("has not been called")) {
+        let asked = refused.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+        anyhow::bail!("no breaker of `{service}`: it has not been called from there, asked were {asked}");
+    }
+    let refused: Vec<String> = refused.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    anyhow::bail!("no breaker of `{service}` was found:\n{}", refused.join("\n"))
 }

@@ -47,13 +47,14 @@ impl Hangup {
         let file = loaded.file.clone();
         tokio::spawn(async move {
             while self.0.recv().await.is_some() {
-                match load::load(&file) {
-                    Ok(loaded) => {
-                        upstreams.reload(loaded.config.policies);
+                let read = load::load(&file).map_err(|mistakes| mistakes.render(false));
+                let taken = read
+                    .and_then(|loaded| upstreams.reload(loaded.config.policies).map_err(|invalid| invalid.to_string()));
+                match taken {
+                    Ok(()) => {
                         tracing::info!(file = %file.display(), "the policies were read again");
                     }
                     Err(mistakes) => {
-                        let mistakes = mistakes.render(false);
                         tracing::error!(file = %file.display(), "the policies stay as they were:\n{mistakes}");
                     }
                 }

@@ -76,7 +76,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             version: service.version,
             zone: service.zone,
         };
-        let upstreams = Upstreams::new(loaded.config.policies.clone());
+        let upstreams = Upstreams::new(loaded.config.policies.clone())?;
         hangup.reload(&loaded, upstreams.clone());
         let sidecar = Sidecar::bind(config)?;
         let (inbound, outbound) = (sidecar.inbound(), sidecar.outbound());

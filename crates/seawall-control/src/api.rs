@@ -18,7 +18,7 @@ use seawall_proxy::{Upstreams, status};
 use seawall_registry::{Changes, Registry, RegistryError, Subscription};
 use seawall_saga::log::LogError;
 use seawall_saga::{Runner, SagaView, StartError};
-use seawall_store::CommitError;
+use seawall_store::{CommitError, WatchError};
 use seawall_telemetry::metrics::Page;
 use seawall_types::header::IDEMPOTENCY_KEY;
 use seawall_types::{Change, Instance, InstanceId, Period, Revision, ServiceName, Snapshot, Status};
@@ -316,8 +316,8 @@ impl Following {
             tokio::select! {
                 next = changes.next() => match next {
                     Ok(next) => self.queue.extend(next),
-                    Err(seawall_store::WatchError::Compacted { .. }) => self.changes = None,
-                    Err(seawall_store::WatchError::Closed) => return None,
+                    Err(WatchError::Compacted { .. }) => self.changes = None,
+                    Err(WatchError::Unavailable(_) | WatchError::Closed) => return None,
                 },
                 () = self.app.drain.signaled() => return None,
             }

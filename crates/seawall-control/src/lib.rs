@@ -14,7 +14,7 @@ use seawall_coord::{BackendError, StoreBackend};
 use seawall_drain::Drain;
 use seawall_proxy::{Client, Upstreams};
 use seawall_registry::{Registry, RegistryError};
-use seawall_resilience::Policies;
+use seawall_resilience::{InvalidPolicies, Policies};
 use seawall_saga::log::{Log, LogError};
 use seawall_saga::{Plan, Runner, RunnerConfig};
 use seawall_store::Embedded;
@@ -67,6 +67,9 @@ pub enum ControlError {
     /// The saga log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The policies.
+    #[error(transparent)]
+    Policies(#[from] InvalidPolicies),
     /// The server.
     #[error("the API server failed: {0}")]
     Serve(io::Error),
@@ -94,11 +97,12 @@ impl Control {
         let listen = |source| ControlError::Listen { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
+        let upstreams = Upstreams::new(policies)?;
         let store = Arc::new(Embedded::open(&config.data.join("store.db"))?);
         let log = Log::open(&config.data.join("sagas.db"))?;
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
         let locks = StoreBackend::open(store).await?;
-        Ok(Self { listener, addr, registry, locks, upstreams: Upstreams::new(policies), log, plans })
+        Ok(Self { listener, addr, registry, locks, upstreams, log, plans })
     }
 
     /// Whom the saga runner calls, and under which policies.

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Response, Version};
 use hyper::body::Incoming;
-use seawall_resilience::adaptive::Ended;
 use seawall_resilience::http::Head;
-use seawall_resilience::{Outcome, Report, Tick, breaker, bulkhead, ended};
+use seawall_resilience::{Outcome, Report, Tick, accepted, breaker, bulkhead, ended};
 
 use crate::body::ResponseBody;
 use crate::headers;
@@ -51,10 +50,8 @@ impl Attempt {
     fn settle(&mut self, report: Report) {
         let report = Report { trace: self.trace, ..report };
         let ended = ended(&report);
-        if ended != Ended::Ignored
-            && let Some(throttle) = self.upstream.guard.throttle.get()
-        {
-            throttle.record(ended == Ended::Served);
+        if let (Some(accepted), Some(throttle)) = (accepted(&report), self.upstream.guard.throttle.get()) {
+            throttle.record(accepted);
         }
         if let Some(place) = self.place.take() {
             place.finish(ended, report.took);

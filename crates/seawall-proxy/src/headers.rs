@@ -157,9 +157,9 @@ pub fn set_retries_left(headers: &mut HeaderMap, left: u32) {
     headers.insert(SEAWALL_RETRIES_LEFT, left.into());
 }
 
-/// Tells the hop before what is left of what it told, or nothing if it told nothing: what the hop behind says is for this
-/// one.
-pub fn answer_retries_left(headers: &mut HeaderMap, left: Option<u32>) {
+/// Tells the next hop how many retries are left, or the hop before what is left of what it told; with nothing to say
+/// nothing is passed on of what another hop has said.
+pub fn tell_retries_left(headers: &mut HeaderMap, left: Option<u32>) {
     match left {
         Some(left) => set_retries_left(headers, left),
         None => drop(headers.remove(SEAWALL_RETRIES_LEFT)),

@@ -218,8 +218,7 @@ impl Pipeline {
         guard.retry.budget().deposit();
         // A caller in this process may be in a chain already.
         let told = headers::retries_left(prepared.request.headers());
-        let chain = if Chain::current().is_some() { None } else { Chain::enter(told, guard.retry.config().chain) };
-        let Some(chain) = chain else { return self.attempts(prepared).await };
+        let Some(chain) = Chain::narrow(told, guard.retry.config().chain) else { return self.attempts(prepared).await };
         let told: Option<u32> = told.and_then(|told| told.trim().parse().ok());
         let before = chain.left();
         // Boxed, so that those who are in none do not carry it.
@@ -227,7 +226,7 @@ impl Pipeline {
         // The hop before counts in its own number, which may be more than what this one allows.
         let left = told.map(|told| told - (before - chain.left()));
         match &mut result {
-            Ok(response) => headers::answer_retries_left(response.headers_mut(), left),
+            Ok(response) => headers::tell_retries_left(response.headers_mut(), left),
             Err(rejection) => rejection.retries_left = left,
         }
         result
@@ -368,9 +367,15 @@ impl Pipeline {
         let until = limit.min(deadline.at);
         headers::set_timeout(request.headers_mut(), until.saturating_duration_since(begun));
         let told = Chain::current().map(|chain| chain.left());
-        if let Some(left) = told {
-            headers::set_retries_left(request.headers_mut(), left);
-        }
+        // Without a chain nothing was told, or nothing that could be read: that is not passed on.
+        headers::tell_retries_left(request.headers_mut(), told);
+        let fail = |mut attempt: Attempt, reason: Reason| match reason {
+            // A caller that breaks off its own body says nothing about the service.
+            Reason::BadRequest => attempt.ignored(),
+            // One that gives too little time has given up: how long it had lasted says what that means.
+            Reason::Timeout if deadline.callers && until == deadline.at => drop(attempt),
+            reason => attempt.failed(reason.as_str()),
+        };
         let sent = match trouble(upstream, until).await {
             Trouble::None => send(&endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
@@ -379,8 +384,9 @@ impl Pipeline {
                 attempt.ordered(&Head::new(response.status(), response.headers()));
                 return Ok(response);
             }
+            // What chaos makes too late is too late as the service's own would be.
             Trouble::Fault(rejection) => {
-                attempt.failed("chaos");
+                fail(attempt, rejection.reason);
                 return Err(Failed { rejection, request: Some(request) });
             }
         };
@@ -393,13 +399,7 @@ impl Pipeline {
                 Ok(attempt.answered(response, connection))
             }
             Err(error) => {
-                match error.reason {
-                    // A caller that breaks off its own body says nothing about the service.
-                    Reason::BadRequest => attempt.ignored(),
-                    // One that gives too little time has given up: how long it had lasted says what that means.
-                    Reason::Timeout if deadline.callers && until == deadline.at => drop(attempt),
-                    reason => attempt.failed(reason.as_str()),
-                }
+                fail(attempt, error.reason);
                 let (rejection, request) = error.reject(upstream);
                 Err(Failed { rejection, request })
             }
@@ -510,7 +510,7 @@ async fn admit(upstream: &Arc<Upstream>, call: &Call) -> Result<Admitted, Reject
     }
     let handle = || Handle(upstream.clone());
     let permit = match guard.breaker.get() {
-        Some(_) => Some(Breaker::try_acquire(handle())?),
+        Some(_) => Some(Breaker::try_acquire(handle())?.waiting()),
         None => None,
     };
     let place = match guard.bulkhead.get() {

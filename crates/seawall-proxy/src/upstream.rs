@@ -13,7 +13,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use seawall_resilience::Breaker;
-use seawall_resilience::{Bulkhead, Clock, Events, Guard, Policies, breaker};
+use seawall_resilience::{Bulkhead, Clock, Events, Guard, InvalidPolicies, Policies, breaker};
 use seawall_types::{ServiceName, Snapshot, Status};
 
 use crate::balance::Load;
@@ -37,13 +37,19 @@ struct Shared {
 
 impl Upstreams {
     /// Nobody to call yet.
-    pub fn new(policies: Policies) -> Self {
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`].
+    pub fn new(policies: Policies) -> Result<Self, InvalidPolicies> {
         Self::with_clock(policies, Clock::default())
     }
 
     /// [`Upstreams::new`] whose policies go by another clock.
-    pub fn with_clock(policies: Policies, clock: Clock) -> Self {
-        let policies = seawall_resilience::Registry::with_clock(policies, clock);
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_clock(policies: Policies, clock: Clock) -> Result<Self, InvalidPolicies> {
+        let policies = seawall_resilience::Registry::with_clock(policies, clock)?;
         policies.events().observe(Box::new(|event| match event.what {
             breaker::Event::Moved(_) | breaker::Event::WouldOpen(_) => {
                 tracing::warn!(policy = "breaker", service = %event.instance, "{event}");
@@ -52,14 +58,14 @@ impl Upstreams {
                 tracing::debug!(policy = "breaker", service = %event.instance, "{event}");
             }
         }));
-        Self {
+        Ok(Self {
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::default(),
                 version: AtomicU64::new(1),
                 policies,
                 metrics: Registry::default(),
             }),
-        }
+        })
     }
 
     /// Replaces the snapshot. When this returns, no request that begins will pick what the snapshot leaves out.
@@ -84,8 +90,11 @@ impl Upstreams {
     }
 
     /// Goes on under other policies. No guard loses its state, and calls under way end as they began.
-    pub fn reload(&self, policies: Policies) {
-        self.shared.policies.reload(policies);
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`]; then everything stays as it was.
+    pub fn reload(&self, policies: Policies) -> Result<(), InvalidPolicies> {
+        self.shared.policies.reload(policies)
     }
 
     /// What happens to the policies.
@@ -229,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_view_follows_the_snapshot_and_keeps_what_stayed() {
-        let upstreams = Upstreams::new(Policies::default());
+        let upstreams = Upstreams::new(Policies::default()).unwrap();
         let view = View::new(upstreams.clone());
         assert!(view.get("order").is_none());
         let mut snapshot = Snapshot::default();

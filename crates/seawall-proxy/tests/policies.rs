@@ -252,6 +252,8 @@ async fn a_chain_bounds_the_retries_of_all_hops() {
         (json!(0), "", vec!["0"]),
         (json!(4), "seawall-retries-left: much\r\n", vec!["4", "3", "2"]),
         (json!(4), "seawall-retries-left: 4294967296\r\n", vec!["4", "3", "2"]),
+        // What cannot be read is not passed on.
+        (Value::Null, "seawall-retries-left: much\r\n", vec!["", "", ""]),
     ] {
         let service = Service::always("503 X", "").await;
         let proxy = Proxy::inside(policy(own.clone()), &[service.addr]);
@@ -763,15 +765,15 @@ async fn a_reload_leaves_what_is_under_way_alone() {
     }
     let started = Instant::now();
     let small = json!({ "retry": { "attempts": 1 }, "timeout": "10ms", "bulkhead": { "concurrent": 1 } });
-    proxy.upstreams.reload(policies(small.clone()));
+    proxy.upstreams.reload(policies(small.clone())).unwrap();
     assert!(started.elapsed() < Duration::from_secs(1), "to shrink waits for nobody: {:?}", started.elapsed());
     let guard = proxy.guard();
     let bulkhead = guard.bulkhead.get().unwrap();
     assert_eq!((bulkhead.limit(), bulkhead.in_use()), (1, 3));
     assert_eq!(mark(&proxy.get().await), "bulkhead; instance=\"api\"; sent=?0");
     // Switched off and on again with calls under way, it still knows them.
-    proxy.upstreams.reload(policies(json!({ "bulkhead": { "enabled": false } })));
-    proxy.upstreams.reload(policies(small));
+    proxy.upstreams.reload(policies(json!({ "bulkhead": { "enabled": false } }))).unwrap();
+    proxy.upstreams.reload(policies(small)).unwrap();
     assert_eq!(guard.bulkhead.get().unwrap().in_use(), 3);
     for mut stream in streams {
         go_on.notify_one();
@@ -790,7 +792,7 @@ async fn a_reload_keeps_what_was_seen() {
     for _ in 0..4 {
         proxy.get().await;
     }
-    proxy.upstreams.reload(policies(with_minimum(5)));
+    proxy.upstreams.reload(policies(with_minimum(5))).unwrap();
     assert_eq!(proxy.guard().breaker.get().unwrap().sums().failed, 4, "the window is kept");
     assert_eq!(mark(&proxy.get().await), "");
     assert_eq!(mark(&proxy.get().await), TRIPPED, "the fifth is enough now");
@@ -798,14 +800,14 @@ async fn a_reload_keeps_what_was_seen() {
     let mut longer = breaker(json!({ "open_for": "1m" }));
     longer["rate_limit"] = json!({ "rate": "1000000/s" });
     hand.advance(Duration::from_secs(10));
-    proxy.upstreams.reload(policies(longer));
+    proxy.upstreams.reload(policies(longer)).unwrap();
     assert_eq!(header(&proxy.get().await, "retry-after"), "20");
     // A rate that is used up stays used up.
     let limited = |rate: &str| json!({ "breaker": { "enabled": false }, "rate_limit": { "rate": rate } });
     let (proxy, _hand) = at_will(limited("1/m"), &[mirror().await]);
     assert_eq!(status(&proxy.get().await), "200");
     for rate in ["1/30s", "1/m", "1/h"] {
-        proxy.upstreams.reload(policies(limited(rate)));
+        proxy.upstreams.reload(policies(limited(rate))).unwrap();
         assert_eq!(status(&proxy.get().await), "429", "{rate}");
     }
 }
@@ -835,7 +837,7 @@ fn extremes() -> Vec<Value> {
             "hedge": { "enabled": true, "delay": "p50", "delay_floor": "0s", "minimum_calls": 20, "max": 5 },
             "breaker": { "window": "1 consecutive", "open_for": "1ms", "open_growth": 10, "open_jitter": "100%",
                 "half_open_calls": 1, "verdict": "all", "slow_call": "1ms", "retry_after": true },
-            "bulkhead": { "concurrent": 3, "wait": "1h", "queue": 0 },
+            "bulkhead": { "concurrent": 3, "wait": "1h", "queue": 1 },
             "chaos": { "fault": "10%", "status": { "share": "10%" }, "latency": { "share": "10%", "by": "1ms", "jitter": "1ms" } }
         }),
         json!({
@@ -946,7 +948,7 @@ async fn reloads_orders_and_hostile_callers_at_once_leave_nothing_behind() {
             break;
         }
         let all = extremes();
-        proxy.upstreams.reload(policies(all[round % all.len()].clone()));
+        proxy.upstreams.reload(policies(all[round % all.len()].clone())).unwrap();
         // Without a breaker there is none to be ordered about.
         let _ = order(&proxy.upstreams, "api", states[round % states.len()]);
         let view = seawall_proxy::status::policies(&proxy.upstreams);
@@ -954,7 +956,7 @@ async fn reloads_orders_and_hostile_callers_at_once_leave_nothing_behind() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The last has no wait that is longer than the test.
-    proxy.upstreams.reload(policies(json!({ "timeout": "2s", "bulkhead": { "concurrent": 5 } })));
+    proxy.upstreams.reload(policies(json!({ "timeout": "2s", "bulkhead": { "concurrent": 5 } }))).unwrap();
     order(&proxy.upstreams, "api", "closed").unwrap();
     stop.store(true, Ordering::SeqCst);
     let mut asked = 0;
@@ -974,7 +976,8 @@ async fn reloads_orders_and_hostile_callers_at_once_leave_nothing_behind() {
     proxy.upstreams.publish(sockets::fleet(&[well]));
     proxy
         .upstreams
-        .reload(policies(json!({ "breaker": { "window": "10 calls", "minimum_calls": 3, "open_for": "30s" } })));
+        .reload(policies(json!({ "breaker": { "window": "10 calls", "minimum_calls": 3, "open_for": "30s" } })))
+        .unwrap();
     order(&proxy.upstreams, "api", "closed").unwrap();
     for _ in 0..30 {
         assert_eq!(status(&proxy.get().await), "200");

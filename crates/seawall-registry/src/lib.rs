@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use seawall_drain::Drain;
-use seawall_store::{CommitError, Compare, Cursor, Entry, Event, ReadError, Store, Txn, WatchError};
+use seawall_store::{CommitError, Compare, Cursor, Entry, Event, Keys, ReadError, Store, Txn, WatchError};
 use seawall_types::{Change, Instance, InstanceId, Period, Revision, ServiceName, Snapshot, Status};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -141,10 +141,10 @@ impl Registry {
     async fn follow(&self, cursor: &mut Option<Cursor>) -> Result<(), RegistryError> {
         let Some(watch) = cursor else {
             let from = self.snapshot().revision.next();
-            match self.shared.store.watch(PREFIX, from).await {
+            match self.shared.store.watch(Keys::prefix(PREFIX), from).await {
                 Ok(watch) => *cursor = Some(watch),
                 Err(WatchError::Compacted { .. }) => self.reload().await?,
-                Err(WatchError::Closed) => return Err(ReadError::Unavailable("the store is closed".into()).into()),
+                Err(error) => return Err(ReadError::Unavailable(error.to_string()).into()),
             }
             return Ok(());
         };
@@ -243,7 +243,7 @@ impl Registry {
     /// # Errors
     /// [`WatchError::Compacted`] when that is too long ago: send the whole snapshot instead.
     pub async fn changes(&self, from: Revision) -> Result<Changes, WatchError> {
-        Ok(Changes(self.shared.store.watch(PREFIX, from).await?))
+        Ok(Changes(self.shared.store.watch(Keys::prefix(PREFIX), from).await?))
     }
 
     /// Registers an instance, or replaces it. The same again is a heartbeat and writes nothing.

@@ -94,6 +94,22 @@ impl AdaptiveConfig {
         ordered("initial", self.initial, "max", self.max);
     }
 
+    /// With those defaults that a value may contradict.
+    pub(crate) fn with_defaults(mut self, concurrent: Option<u32>) -> Self {
+        if self.enabled.unwrap_or_else(|| self != Self::default()) {
+            self.max = self.max.or(Some(self.min.unwrap_or(1).max(1000)));
+            self.initial = self.initial.or(concurrent);
+        }
+        self
+    }
+
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        if self.algorithm != Some(Algorithm::Aimd) {
+            found.idle(&path("latency"), self.latency, None, "algorithm: aimd");
+        }
+    }
+
     /// What is in force; `None` if it is off. `concurrent` is what the bulkhead says about its places.
     pub(crate) fn resolve(&self, concurrent: Option<u32>) -> Option<Config> {
         if !self.enabled.unwrap_or_else(|| *self != Self::default()) {

@@ -59,6 +59,22 @@ impl Priority {
     /// All of them, the least first.
     pub const ALL: [Self; 4] = [Self::Low, Self::Normal, Self::High, Self::Critical];
 
+    /// That of the running code, as [`Priority::scope`] has set it; `normal` otherwise. A task that is spawned has none.
+    pub fn current() -> Self {
+        CURRENT.try_with(|current| *current).unwrap_or_default()
+    }
+
+    /// Runs `future` as so important: so its calls are made under a [`Guard`](crate::Guard), and
+    /// [`pass_on`](crate::http::pass_on) tells the next hop. As cancel safe as `future` is.
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, future)
+    }
+
+    /// Runs `call` as so important.
+    pub fn within<T>(self, call: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, call)
+    }
+
     /// The word used in configuration, headers, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -68,6 +84,10 @@ impl Priority {
             Self::Critical => "critical",
         }
     }
+}
+
+tokio::task_local! {
+    static CURRENT: Priority;
 }
 
 impl fmt::Display for Priority {
@@ -132,6 +152,18 @@ impl BulkheadConfig {
         found.range("bulkhead.queue", self.queue, 0, MAX);
         self.shares.problems(found);
         self.adaptive.problems(found);
+    }
+
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        self.adaptive.idle(found);
+        let wait = self.wait.unwrap_or_default();
+        if wait.is_zero() {
+            let most = Self { queue: None, enabled: None, ..self.clone() }.resolve().map(|config| config.queue);
+            found.idle("bulkhead.queue", self.queue, most, "wait");
+        } else if self.queue == Some(0) {
+            found.add("bulkhead.wait", format!("of {wait} has no effect: `queue` of 0 lets nobody wait"));
+        }
     }
 
     /// What is in force; `None` if it is switched off.

@@ -33,12 +33,32 @@ tokio::task_local! {
 
 /// The retries that are left for a chain of calls. Clones share one counter.
 #[derive(Clone, Debug)]
-pub struct Chain(Arc<AtomicU32>);
+pub struct Chain(Arc<Link>);
+
+#[derive(Debug)]
+struct Link {
+    left: AtomicU32,
+    /// The chain that this one is a part of: what it spends is spent there as well.
+    around: Option<Chain>,
+}
 
 impl Chain {
     /// A chain that may make so many retries.
     pub fn new(retries: u32) -> Self {
-        Self(Arc::new(AtomicU32::new(retries)))
+        Self::part_of(None, retries)
+    }
+
+    fn part_of(around: Option<Self>, retries: u32) -> Self {
+        Self(Arc::new(Link { left: AtomicU32::new(retries), around }))
+    }
+
+    /// The chain that a call has to be made in, where that is not the one that the task runs in already: as
+    /// [`Chain::enter`] has it, but never with more than what is left around it, from which it spends too.
+    pub fn narrow(told: Option<&str>, own: Option<u32>) -> Option<Self> {
+        let Some(around) = Self::current() else { return Self::enter(told, own) };
+        let told: Option<u32> = told.and_then(|value| value.trim().parse().ok());
+        let most = told.into_iter().chain(own).min().filter(|most| *most < around.left())?;
+        Some(Self::part_of(Some(around), most))
     }
 
     /// The chain of a request that arrives: the smaller of what it was `told` (the header's value) and what this hop's
@@ -69,24 +89,39 @@ impl Chain {
 
     /// How many are left: what the header tells the next hop.
     pub fn left(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        let own = self.0.left.load(Ordering::Relaxed);
+        self.0.around.as_ref().map_or(own, |around| own.min(around.left()))
     }
 
     /// Takes one out, if there is one.
     pub fn take(&self) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        let Link { left, around } = &*self.0;
+        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return false;
+        }
+        let taken = around.as_ref().is_none_or(Self::take);
+        if !taken {
+            left.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
     }
 
     /// Puts one back that was taken for a retry that was then not made.
     pub fn put_back(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.left.fetch_add(1, Ordering::Relaxed);
+        if let Some(around) = &self.0.around {
+            around.put_back();
+        }
     }
 
     /// Counts what the next hop has spent: it was `told` so many, and answers that `left` are left.
     pub fn settle(&self, told: u32, left: u32) {
         let spent = told.saturating_sub(left);
         let settled = |here: u32| (spent > 0 && here > 0).then(|| here.saturating_sub(spent));
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, settled);
+        let _ = self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, settled);
+        if let Some(around) = &self.0.around {
+            around.settle(told, left);
+        }
     }
 }
 
@@ -96,6 +131,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_part_spends_from_the_whole_and_never_has_more() {
+        let whole = Chain::new(3);
+        assert!(whole.clone().within(|| Chain::narrow(None, Some(3))).is_none(), "it has no more than that anyway");
+        let part = whole.clone().within(|| Chain::narrow(Some("9"), Some(2))).unwrap();
+        assert!(part.take() && part.take() && !part.take());
+        assert_eq!((part.left(), whole.left()), (0, 1));
+        part.put_back();
+        assert_eq!((part.left(), whole.left()), (1, 2));
+        part.settle(1, 0);
+        assert_eq!((part.left(), whole.left()), (0, 1));
+        assert!(whole.clone().within(|| Chain::narrow(Some("9"), Some(5))).is_none(), "and never more");
+        let (pair, one) = (Chain::new(2), |pair: &Chain| pair.clone().within(|| Chain::narrow(None, Some(1))).unwrap());
+        let part = one(&pair);
+        assert!(pair.take() && pair.take() && !part.take(), "the whole is spent");
+        pair.put_back();
+        assert!(part.take() && !part.take(), "what was not to be had is still the part's own");
+        let told = whole.clone().within(|| Chain::narrow(Some("0"), Some(2))).unwrap();
+        assert!(!told.take() && whole.left() == 1);
+        let part = Chain::new(2).within(|| Chain::narrow(None, Some(1))).unwrap();
+        assert!(whole.take() && part.take() && !part.take());
+        assert_eq!(Chain::narrow(None, Some(4)).map(|chain| chain.left()), Some(4));
+    }
 
     #[test]
     fn a_hop_lowers_and_never_raises() {

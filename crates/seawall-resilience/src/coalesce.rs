@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, WeakShared};
 
+use crate::deadline;
 use crate::sync::{Mutex, MutexGuard, lock};
 
 /// What the shared call ends with: its value, or the panic, which the first to come takes along.
@@ -84,10 +85,12 @@ where
     /// as it is: use a `V` of `Result<_, Arc<Error>>`.
     ///
     /// The work belongs to all who wait for it and is polled in their tasks: it goes on while one of them is left, and is
-    /// dropped with the last. What is ambient in a task (its [`Chain`](crate::Chain), say) may therefore change under
-    /// it; take what is needed before.
+    /// dropped with the last. It is under no caller's deadline: each of them waits for as long as it has time itself. What
+    /// else is ambient in a task (its [`Chain`](crate::Chain), say) may change under it; take what is needed before.
     ///
     /// Cancel safe: see above.
+    ///
+    /// Not for the same key from within its own work: that would wait for itself.
     ///
     /// # Panics
     /// When the work panics, everybody who waits for it does; one of them with its message. The key is free again.
@@ -148,18 +151,21 @@ where
             self.shared.fetch_add(1, Ordering::Relaxed);
             return Ok(work);
         }
+        // A key's own code may panic: nothing has changed yet.
+        let named = key.clone();
         let room = |under_way: usize| (under_way < self.capacity).then_some(under_way + 1);
         if self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             self.alone.fetch_add(1, Ordering::Relaxed);
             return Err(make);
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { inner: self.clone(), key: key.clone(), id };
+        let entry = Entry { inner: self.clone(), key: named, id };
         let work: Work<V> = Box::pin(async move {
             // Leaves the map before anybody sees the result, and also when the work panics or is dropped.
             let _entry = entry;
             // The panic is caught here because a poisoned `Shared` does not wake those who wait for it.
-            let made = AssertUnwindSafe(async move { make().await }).catch_unwind().await;
+            let made = deadline::cleared(async move { make().await });
+            let made = AssertUnwindSafe(made).catch_unwind().await;
             made.map_err(|panic| Arc::new(Mutex::new(Some(panic))))
         });
         let work = work.shared();
@@ -333,5 +339,21 @@ mod tests {
         assert_eq!(coalesce.under_way(), 0);
         assert!(coalesce.0.shards.iter().all(|shard| shard.lock().unwrap().is_empty()));
         assert!(coalesce.counts().shared > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_little_time_does_not_end_the_work_of_the_others() {
+        let coalesce = Coalesce::<_, Result<bool, ()>>::new(1);
+        let (soon, far) =
+            (crate::Deadline::after(Duration::from_millis(60)), crate::Deadline::after(Duration::from_secs(5)));
+        let work = || async {
+            sleep(Duration::from_millis(200)).await;
+            Ok(deadline::current().is_none())
+        };
+        let hasty = deadline::scope(soon, crate::timeout::until(soon, coalesce.call(1, work)));
+        let patient = deadline::scope(far, coalesce.call(1, work));
+        let (hasty, patient) = tokio::join!(hasty, patient);
+        assert!(hasty.is_err());
+        assert_eq!((patient, coalesce.counts().shared), (Ok(true), 1));
     }
 }

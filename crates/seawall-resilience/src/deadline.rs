@@ -126,6 +126,16 @@ pub fn enter<T>(deadline: Deadline, call: impl FnOnce() -> T) -> T {
     call()
 }
 
+/// Runs `future` under no deadline at all: it is no single caller's.
+pub(crate) async fn cleared<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        let _restore = Restore(DEADLINE.replace(None));
+        future.as_mut().poll(cx)
+    })
+    .await
+}
+
 /// Puts back what was there before, by a panic too.
 struct Restore(Option<Deadline>);
 

@@ -13,7 +13,7 @@ use crate::bulkhead::{self, Bulkhead, Priority};
 use crate::chaos::Chaos;
 use crate::deadline::{self, Deadline};
 use crate::hedge::Hedge;
-use crate::layer::{Classify, Usual};
+use crate::layer::{Classify, Usual, completed};
 use crate::rate_limit::RateLimiter;
 use crate::retry::{self, Decision, Retrier};
 use crate::sync::{AtomicBool, Ordering};
@@ -154,11 +154,11 @@ impl Guard {
     }
 
     /// Makes a call under all policies: `Ok` is a success, `Err` a failure, and failures are repeated. `make(1)` makes the
-    /// first attempt, `make(2)` the next; hedged attempts run side by side. Only for calls that may be done twice, unless
+    /// first attempt, `make(2)` the next; a hedge runs beside its attempt and has the next number, so one may come twice. Only for calls that may be done twice, unless
     /// `retry` and `hedge` are off.
     ///
     /// The deadline is the policy's timeout or the task's own ([`deadline::current`]), whichever is nearer, and the call
-    /// runs under it. Nothing is allocated on the way of a call that need not wait.
+    /// runs under it. It matters as much as [`Priority::current`] says. Nothing is allocated on the way of a call that need not wait.
     ///
     /// Cancel safe: a dropped future gives back exactly what it took.
     ///
@@ -173,7 +173,7 @@ impl Guard {
     }
 
     /// [`Guard::call`] where `classify` says what a result means to the breaker, and `again` whether it is repeated. If
-    /// either panics, that counts as a failure.
+    /// either panics, that counts as a failure. An attempt that ran out of the policy's time is a failure in any case.
     ///
     /// # Errors
     /// As for [`Guard::call`].
@@ -185,7 +185,8 @@ impl Guard {
         D: FnMut(&Result<T, CallError<E>>) -> Decision,
     {
         let (deadline, left) = self.timeout.begin();
-        let given = Given::new(deadline);
+        let made = AtomicBool::new(false);
+        let given = Given::new(deadline, &made);
         let until = self.clock.precise() + left;
         let whole = async {
             if let Some(limiter) = self.rate_limit.get() {
@@ -201,10 +202,17 @@ impl Guard {
             };
             self.retry.call(Some(until), attempt, again).await
         };
-        self.timeout.total_of(deadline, left, || deadline::scope(deadline, whole)).await?
+        let result = self.timeout.total_of(deadline, left, || deadline::scope(deadline, whole)).await;
+        completed(result.unwrap_or_else(|rejected| Err(rejected.into())), made.load(Ordering::Relaxed))
     }
 
-    async fn hedged<F, A, T, E, C>(&self, number: u32, make: &F, classify: &C, given: Given) -> Result<T, CallError<E>>
+    async fn hedged<F, A, T, E, C>(
+        &self,
+        number: u32,
+        make: &F,
+        classify: &C,
+        given: Given<'_>,
+    ) -> Result<T, CallError<E>>
     where
         F: Fn(u32) -> A,
         A: Future<Output = Result<T, E>>,
@@ -219,13 +227,19 @@ impl Guard {
         }
     }
 
-    async fn attempt<F, A, T, E, C>(&self, number: u32, make: &F, classify: &C, given: Given) -> Result<T, CallError<E>>
+    async fn attempt<F, A, T, E, C>(
+        &self,
+        number: u32,
+        make: &F,
+        classify: &C,
+        given: Given<'_>,
+    ) -> Result<T, CallError<E>>
     where
         F: Fn(u32) -> A,
         A: Future<Output = Result<T, E>>,
         C: Classify<T, CallError<E>>,
     {
-        let mut permits = self.admit(Priority::default(), given.deadline.left()).await?;
+        let mut permits = self.admit(Priority::current(), given.deadline.left()).await?;
         permits.begin();
         let call = async {
             let trouble = self.chaos.decide();
@@ -236,13 +250,18 @@ impl Guard {
             if trouble.fault || trouble.status.is_some() {
                 return Err(self.chaos.fault().into());
             }
+            given.made.store(true, Ordering::Relaxed);
             make(number).await.map_err(CallError::Inner)
         };
         let result = match self.timeout.attempt(given.deadline, call).await {
             Ok(result) => result,
-            // The permits are dropped: it was given up.
-            Err(rejected) if given.ran_out(&rejected) => return Err(rejected.into()),
-            Err(rejected) => Err(rejected.into()),
+            // Whatever `classify` would say. If it was given up the permits are dropped.
+            Err(rejected) => {
+                if !given.ran_out(&rejected) {
+                    permits.finish(timeout::FAILURE);
+                }
+                return Err(rejected.into());
+            }
         };
         permits.finish(classify.classify(&result));
         result
@@ -261,7 +280,7 @@ impl Guard {
             permits.throttle = Some(throttle.admit()?);
         }
         if let Some(breaker) = self.breaker.get() {
-            permits.breaker = Some(Breaker::try_acquire(breaker)?);
+            permits.breaker = Some(Breaker::try_acquire(breaker)?.waiting());
         }
         if let Some(bulkhead) = self.bulkhead.get() {
             match Bulkhead::acquire_as(bulkhead, priority, limit).await {
@@ -276,18 +295,20 @@ impl Guard {
     }
 }
 
-/// The time that a call has, and whose limit that is.
+/// The time that a call has, whose limit that is, and what became of it so far.
 #[derive(Clone, Copy)]
-pub(crate) struct Given {
+pub(crate) struct Given<'a> {
     pub(crate) deadline: Deadline,
+    /// Whether any attempt has been made.
+    pub(crate) made: &'a AtomicBool,
     /// The caller has less time than the policy would give.
     callers: bool,
 }
 
-impl Given {
+impl<'a> Given<'a> {
     /// A call that begins now, under what [`Timeout::deadline`] has said.
-    pub(crate) fn new(deadline: Deadline) -> Self {
-        Self { deadline, callers: deadline::current() == Some(deadline) }
+    pub(crate) fn new(deadline: Deadline, made: &'a AtomicBool) -> Self {
+        Self { deadline, made, callers: deadline::current() == Some(deadline) }
     }
 
     /// Whether it ended because the caller's time was over. Then the attempt was given up, as by a caller that goes away:
@@ -298,7 +319,7 @@ impl Given {
 }
 
 /// Dropped by a panic of the caller's own code.
-struct Panics<'a>(&'a Guard);
+pub(crate) struct Panics<'a>(pub(crate) &'a Guard);
 
 impl Drop for Panics<'_> {
     #[cold]
@@ -346,10 +367,10 @@ impl Permits<'_> {
     /// The call has ended.
     pub fn finish(self, report: Report) {
         if let Some(permit) = self.throttle {
-            match ended(&report) {
-                Ended::Served => permit.accepted(),
-                Ended::Dropped => permit.refused(),
-                Ended::Ignored => {}
+            match accepted(&report) {
+                Some(true) => permit.accepted(),
+                Some(false) => permit.refused(),
+                None => {}
             }
         }
         if let Some(place) = self.bulkhead {
@@ -361,7 +382,17 @@ impl Permits<'_> {
     }
 }
 
-/// What a report tells an adaptive bulkhead, and the throttle.
+/// What a report tells the throttle: whether the service took the call on, whatever came of it; nothing about a call that
+/// says nothing about the service.
+pub const fn accepted(report: &Report) -> Option<bool> {
+    match report.outcome {
+        _ if report.overloaded => Some(false),
+        Outcome::Success | Outcome::Failure => Some(true),
+        Outcome::Ignored => None,
+    }
+}
+
+/// What a report tells an adaptive bulkhead.
 pub const fn ended(report: &Report) -> Ended {
     match report.outcome {
         _ if report.overloaded => Ended::Dropped,

@@ -78,6 +78,18 @@ impl HedgeConfig {
         found.some("hedge.budget", self.budget, "nothing would ever be asked twice");
     }
 
+    /// What has no effect for want of something else.
+    pub(crate) fn idle(&self, found: &mut Problems) {
+        if let Some(Delay::After(_)) = self.delay {
+            found.idle(
+                "hedge.minimum_calls",
+                self.minimum_calls,
+                Some(Config::default().minimum_calls),
+                "a percentile",
+            );
+        }
+    }
+
     /// With the defaults for what is absent; none unless it is switched on.
     pub(crate) fn resolve(&self) -> Option<Config> {
         let defaults = Config::default();

@@ -161,7 +161,11 @@ impl<B: Body, S: FnOnce(Report)> Body for ObservedBody<B, S> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        // A panic is caught by the executor long before the body is dropped: it has to be noticed here.
+        let panics = Panics(this.settle);
+        let frame = this.inner.as_mut().poll_frame(cx);
+        std::mem::forget(panics);
+        let frame = ready!(frame);
         let report = match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
@@ -189,6 +193,17 @@ impl<B: Body, S: FnOnce(Report)> Body for ObservedBody<B, S> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Dropped by a panic of the body.
+struct Panics<'a, S: FnOnce(Report)>(&'a mut Option<S>);
+
+impl<S: FnOnce(Report)> Drop for Panics<'_, S> {
+    fn drop(&mut self) {
+        if let Some(settle) = self.0.take() {
+            settle(Report { cause: "panicked", ..Outcome::Failure.into() });
+        }
     }
 }
 
@@ -277,6 +292,25 @@ mod tests {
             let seen = seen.borrow();
             assert_eq!(seen.iter().map(|report| report.cause).collect::<Vec<_>>(), [cause]);
         }
+        struct Broken;
+        impl Body for Broken {
+            type Data = &'static [u8];
+            type Error = &'static str;
+
+            fn poll_frame(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+                panic!("on purpose")
+            }
+        }
+        let seen = RefCell::new(Vec::new());
+        let head = Head::new(StatusCode::OK, &headers(&[]));
+        let mut body = Box::pin(ObservedBody::new(Broken, head, |report: Report| seen.borrow_mut().push(report)));
+        let mut poll = || body.as_mut().poll_frame(&mut Context::from_waker(std::task::Waker::noop())).is_ready();
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut poll)).is_err());
+        drop(body);
+        assert_eq!(seen.borrow().iter().map(|report| report.cause).collect::<Vec<_>>(), ["panicked"]);
         let seen = RefCell::new(0);
         let frames = Frames([data(), data()].into());
         drop(ObservedBody::new(frames, Head::new(StatusCode::OK, &headers(&[])), |_| *seen.borrow_mut() += 1));

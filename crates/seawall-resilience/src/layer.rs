@@ -44,16 +44,22 @@ pub use retry::{Decide, RetryFuture, RetryLayer, RetryService};
 pub use throttle::{ThrottleFuture, ThrottleLayer, ThrottleService};
 pub use timeout::{TimeoutFuture, TimeoutLayer, TimeoutService};
 
-use crate::{CallError, Outcome, PolicyName, Rejected, Report};
+use crate::{CallError, Outcome, PolicyName, Reason, Rejected, Report};
 
 /// An error that may be a policy's rejection.
 pub trait GuardedError: From<Rejected> {
     /// The rejection, if it is one.
     fn rejection(&self) -> Option<&Rejected>;
+    /// The same, to be completed.
+    fn rejection_mut(&mut self) -> Option<&mut Rejected>;
 }
 
 impl GuardedError for Rejected {
     fn rejection(&self) -> Option<&Rejected> {
+        Some(self)
+    }
+
+    fn rejection_mut(&mut self) -> Option<&mut Rejected> {
         Some(self)
     }
 }
@@ -62,11 +68,22 @@ impl<E> GuardedError for CallError<E> {
     fn rejection(&self) -> Option<&Rejected> {
         self.rejected()
     }
+
+    fn rejection_mut(&mut self) -> Option<&mut Rejected> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected),
+            Self::Inner(_) => None,
+        }
+    }
 }
 
 impl GuardedError for Box<dyn std::error::Error + Send + Sync> {
     fn rejection(&self) -> Option<&Rejected> {
         self.downcast_ref()
+    }
+
+    fn rejection_mut(&mut self) -> Option<&mut Rejected> {
+        self.downcast_mut()
     }
 }
 
@@ -86,7 +103,8 @@ where
 }
 
 /// The usual meaning: `Ok` is a success; an error is a failure, unless a policy further in turned the call away before
-/// it was made. A time limit that ended it is a failure.
+/// it was made. A time limit of the attempt's own that ended it is a failure; one that ran into the ambient deadline was
+/// given up, and its age decides.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usual;
 
@@ -103,6 +121,9 @@ impl<T, E: GuardedError> Classify<T, E> for Usual {
 #[cold]
 fn failure(rejection: Option<&Rejected>) -> Report {
     match rejection {
+        Some(rejected) if rejected.reason == Reason::Deadline => {
+            Report { given_up: true, cause: "given up", ..Outcome::Ignored.into() }
+        }
         Some(rejected) if rejected.policy == PolicyName::Timeout => {
             Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() }
         }
@@ -111,6 +132,19 @@ fn failure(rejection: Option<&Rejected>) -> Report {
         Some(_) => Outcome::Ignored.into(),
         None => Outcome::Failure.into(),
     }
+}
+
+/// Whether an attempt that ended so had begun.
+pub(crate) fn had_begun<T, E: GuardedError>(result: &Result<T, E>) -> bool {
+    result.as_ref().err().and_then(GuardedError::rejection).is_none_or(Rejected::had_begun)
+}
+
+/// What a call of several attempts ends with: a rejection says whether one of them had begun.
+pub(crate) fn completed<T, E: GuardedError>(mut result: Result<T, E>, begun: bool) -> Result<T, E> {
+    if let Some(rejected) = result.as_mut().err().and_then(GuardedError::rejection_mut) {
+        rejected.begun |= begun;
+    }
+    result
 }
 
 /// One attempt of several: by the instance that was polled ready, or by a clone as soon as that is.

@@ -16,11 +16,11 @@
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
 //! let policies: Policies = serde_json::from_str(r#"{ "payment": { "attempt_timeout": "1s" } }"#)?;
-//! let registry = Registry::new(policies);
+//! let registry = Registry::new(policies)?;
 //! let payment = registry.guard("payment");
 //! let charged = payment.call(|_attempt| async { Ok::<_, std::io::Error>("charged") }).await;
 //! assert_eq!(charged.unwrap(), "charged");
-//! # Ok::<(), serde_json::Error>(()) }).unwrap();
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
 pub mod adaptive;
@@ -59,10 +59,10 @@ pub use coalesce::Coalesce;
 pub use deadline::Deadline;
 pub use events::{Event, Events, Observer};
 pub use fallback::Fallback;
-pub use guard::{Guard, Permits, Switch, ended};
+pub use guard::{Guard, Permits, Switch, accepted, ended};
 pub use hedge::Hedge;
 pub use name::Name;
-pub use policy::{DEFAULT, Policies, Policy, PolicyConfig};
+pub use policy::{DEFAULT, InvalidPolicies, Policies, Policy, PolicyConfig};
 pub use pool::Pool;
 pub use problems::Problems;
 pub use rate_limit::RateLimiter;

@@ -1,6 +1,7 @@
 //! What a configuration says of how services are called.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use seawall_types::{Period, ServiceName};
@@ -73,6 +74,16 @@ impl PolicyConfig {
         self.breaker.problems(&mut found);
         self.bulkhead.problems(&mut found);
         self.chaos.problems(&mut found);
+        // What would never come to pass within the time that a call has; a default gives way to a short time.
+        let timeout = self.timeout.filter(|timeout| !timeout.is_zero());
+        found.ordered("breaker.slow_call", self.breaker.slow_call, "timeout", timeout);
+        if let (Some(hedge::Delay::After(delay)), None | Some(false)) = (self.hedge.delay, self.hedge.on_error) {
+            found.ordered("hedge.delay", Some(delay), "timeout", timeout);
+        }
+        let floor = self.hedge.delay_floor.filter(|floor| *floor != hedge::Config::default().delay_floor);
+        found.ordered("hedge.delay_floor", floor, "timeout", timeout);
+        let backoff = self.retry.backoff.filter(|backoff| *backoff != Retry::default().backoff);
+        found.ordered("retry.backoff", backoff, "timeout", timeout);
         found.into_vec()
     }
 
@@ -81,6 +92,8 @@ impl PolicyConfig {
         let mut found = Problems::default();
         self.rate_limit.idle(&mut found);
         self.breaker.idle(&mut found);
+        self.hedge.idle(&mut found);
+        self.bulkhead.idle(&mut found);
         self.chaos.idle(&mut found);
         found.into_vec()
     }
@@ -90,6 +103,8 @@ impl PolicyConfig {
         let defaults = Policy::default();
         self.timeout = self.timeout.or(Some(defaults.timeout));
         self.retry.max_backoff = self.retry.max_backoff.or(Some(defaults.retry.max_backoff));
+        self.retry.backoff = self.retry.backoff.or(Some(defaults.retry.backoff));
+        self.bulkhead.adaptive = self.bulkhead.adaptive.with_defaults(self.bulkhead.concurrent);
         self.hedge.delay_floor = self.hedge.delay_floor.or(Some(hedge::Config::default().delay_floor));
         let breaker = breaker::Config::default();
         self.breaker.window = self.breaker.window.or(Some(breaker.window));
@@ -145,6 +160,25 @@ impl Default for Policy {
 
 /// The policy that every other one extends in the end.
 pub const DEFAULT: &str = "default";
+
+/// Policies that cannot be used: everything that is wrong with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidPolicies {
+    /// As `(policy, path below it, what is wrong)`.
+    pub problems: Vec<(ServiceName, String, String)>,
+}
+
+impl std::error::Error for InvalidPolicies {}
+
+impl fmt::Display for InvalidPolicies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (policy, path, what)) in self.problems.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}policies.{policy}.{path} {what}")?;
+        }
+        Ok(())
+    }
+}
 
 /// The policies of a file by service. Those that are no service's are there to be extended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -214,6 +248,16 @@ impl Policies {
             }
         }
         found
+    }
+
+    /// The policies, if nothing is wrong with them.
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`] with every one of [`Policies::problems`].
+    pub fn check(&self) -> Result<(), InvalidPolicies> {
+        let problems: Vec<_> =
+            self.problems().into_iter().map(|(name, path, what)| (name.clone(), path, what)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(InvalidPolicies { problems }) }
     }
 
     /// What is wrong with the policy of `name` as it would be in force.

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::bulkhead::{self, Bulkhead, Priority};
 use crate::problems::merge;
-use crate::{CallError, Clock, Name, PolicyName, Problems, Reason, Rejected};
+use crate::{CallError, Chain, Clock, Deadline, Name, PolicyName, Problems, Reason, Rejected, deadline, timeout};
 
 #[cfg(test)]
 #[cfg(not(feature = "loom"))]
@@ -200,14 +200,16 @@ impl Pool {
     }
 
     /// Runs `work` on one of the pool's threads and waits for its result. A panic of `work` goes on in the caller; the
-    /// thread lives on.
+    /// thread lives on. Deadline, chain and priority of the task are ambient in `work` too, and nobody waits beyond the
+    /// deadline.
     ///
     /// Cancel safe: of a dropped future, a job that still waits is never started; one that has been started runs to its
     /// end and keeps its place until then, and nobody learns of its result.
     ///
     /// # Errors
     /// `Inner` with the error of `work`; `Rejected` with `queue-full` when there is no place in the queue, with `full`
-    /// when the pool has been shut down. A rejected job was never started.
+    /// when the pool has been shut down, by the timeout when the task's deadline is over. But for the last, a rejected job
+    /// was never started.
     pub async fn call<T, E, F>(&self, work: F) -> Result<T, CallError<E>>
     where
         F: FnOnce() -> Result<T, E> + Send + 'static,
@@ -215,9 +217,16 @@ impl Pool {
         E: Send + 'static,
     {
         let handle = Places(self.inner.clone());
-        let place = Bulkhead::acquire(handle, Duration::MAX).await.map_err(queue_full)?;
-        let mut queued = self.submit(work, place)?;
-        let result = (&mut queued.result).await;
+        let deadline = deadline::current();
+        let left = deadline.map_or(Duration::MAX, Deadline::left);
+        let place = Bulkhead::acquire_as(handle, Priority::current(), left).await.map_err(queue_full)?;
+        let mut queued = self.submit(ambient(work), place)?;
+        let result = match deadline {
+            None => (&mut queued.result).await,
+            Some(deadline) => timeout::until(deadline, &mut queued.result)
+                .await
+                .map_err(|_| Rejected::new(PolicyName::Timeout, self.inner.name, Reason::Deadline))?,
+        };
         queued.settle(result.ok())
     }
 
@@ -235,8 +244,9 @@ impl Pool {
         E: Send + 'static,
     {
         let handle = Places(self.inner.clone());
-        let place = Bulkhead::acquire_blocking(handle, Priority::Normal, Duration::MAX).map_err(queue_full)?;
-        let mut queued = self.submit(work, place)?;
+        let left = deadline::current().map_or(Duration::MAX, Deadline::left);
+        let place = Bulkhead::acquire_blocking(handle, Priority::current(), left).map_err(queue_full)?;
+        let mut queued = self.submit(ambient(work), place)?;
         let (_, never) = oneshot::channel();
         let result = std::mem::replace(&mut queued.result, never).blocking_recv();
         queued.settle(result.ok())
@@ -459,4 +469,18 @@ impl Inner {
             state.idle -= 1;
         }
     }
+}
+
+/// `work` under the deadline, chain and priority of the task that asks for it.
+fn ambient<R>(work: impl FnOnce() -> R) -> impl FnOnce() -> R {
+    let (deadline, chain, priority) = (deadline::current(), Chain::current(), Priority::current());
+    let work = move || match chain {
+        Some(chain) => chain.within(work),
+        None => work(),
+    };
+    let work = move || match deadline {
+        Some(deadline) => deadline::enter(deadline, work),
+        None => work(),
+    };
+    move || priority.within(work)
 }

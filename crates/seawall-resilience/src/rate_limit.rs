@@ -411,7 +411,13 @@ impl RateLimiter {
     #[cold]
     fn limited(&self, wait: u64) -> Rejected {
         let retry_after = (wait != NEVER).then(|| Duration::from_nanos(wait));
-        Rejected { policy: PolicyName::RateLimit, instance: self.name, reason: Reason::Limited, retry_after }
+        Rejected {
+            policy: PolicyName::RateLimit,
+            instance: self.name,
+            reason: Reason::Limited,
+            retry_after,
+            begun: false,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Clock, Events, Guard, Name, Policies};
+use crate::{Clock, Events, Guard, InvalidPolicies, Name, Policies};
 
 /// Makes a [`Guard`] of each service's policy when it is first asked for, and keeps it. Cheap to clone; all clones share
 /// the guards.
@@ -26,16 +26,22 @@ struct Inner {
 }
 
 impl Registry {
-    /// The policies by name, and nobody called yet. They are expected to be without [`Policies::problems`]; what is out
-    /// of its range all the same is brought into it.
-    pub fn new(policies: Policies) -> Self {
+    /// The policies by name, and nobody called yet.
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`] if a value is out of its range, contradicts another, or has no effect.
+    pub fn new(policies: Policies) -> Result<Self, InvalidPolicies> {
         Self::with_clock(policies, Clock::default())
     }
 
     /// [`Registry::new`] by another clock.
-    pub fn with_clock(policies: Policies, clock: Clock) -> Self {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_clock(policies: Policies, clock: Clock) -> Result<Self, InvalidPolicies> {
+        policies.check()?;
         let inner = Mutex::new(Inner { policies, guards: HashMap::new() });
-        Self { shared: Arc::new(Shared { clock, events: Arc::default(), inner }) }
+        Ok(Self { shared: Arc::new(Shared { clock, events: Arc::default(), inner }) })
     }
 
     /// The guard of a service. A guard is kept for as long as the registry: use names of services, of which there are few.
@@ -55,12 +61,17 @@ impl Registry {
     }
 
     /// Goes on under other policies; no guard loses its state.
-    pub fn reload(&self, policies: Policies) {
+    ///
+    /// # Errors
+    /// [`InvalidPolicies`]; then everything stays as it was.
+    pub fn reload(&self, policies: Policies) -> Result<(), InvalidPolicies> {
+        policies.check()?;
         let mut inner = self.lock();
         for (name, guard) in &inner.guards {
             guard.reload(policies.of(name));
         }
         inner.policies = policies;
+        Ok(())
     }
 
     /// What the policies are.

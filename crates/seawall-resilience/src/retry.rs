@@ -403,11 +403,11 @@ impl Retrier {
         self.repeat(deadline, attempt, decide, result, charge).await
     }
 
-    /// The chain that a call has to be run in, if the configuration bounds it and nobody around it has.
+    /// The chain that a call has to be run in, if the configuration bounds it more closely than what is around it.
     #[inline]
     pub(crate) fn new_chain(&self) -> Option<Chain> {
         let chain = self.chain.load(Ordering::Relaxed);
-        (chain != UNBOUNDED && Chain::current().is_none()).then(|| Chain::new(chain))
+        if chain == UNBOUNDED { None } else { Chain::narrow(None, Some(chain)) }
     }
 
     /// What a deadline is by the retrier's clock.

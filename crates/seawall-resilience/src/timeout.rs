@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 
 use crate::clock::nanos;
 use crate::deadline::Deadline;
-use crate::{Name, PolicyName, Reason, Rejected};
+use crate::{Name, Outcome, PolicyName, Reason, Rejected, Report};
 
 /// The time for `future`, beginning when it first has to wait: it is dropped, and the answer is [`Elapsed`], when it
 /// has not ended by then. With no time at all it is not even begun. Cancel safe if the future is.
@@ -41,6 +41,17 @@ pub fn limit<F: Future>(limit: Duration, future: F) -> Limit<F, Elapsed> {
 pub fn until<F: Future>(deadline: Deadline, future: F) -> Limit<F, Elapsed> {
     Limit::new(future, Until::of(deadline, deadline.left()), Elapsed(()))
 }
+
+/// What an attempt means that ran out of its policy's time.
+pub(crate) const FAILURE: Report = Report {
+    outcome: Outcome::Failure,
+    took: None,
+    retry_after: None,
+    overloaded: true,
+    given_up: false,
+    trace: 0,
+    cause: "timeout",
+};
 
 /// What a time limit does; every field is within its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

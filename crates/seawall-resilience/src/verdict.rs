@@ -28,6 +28,9 @@ pub struct Report {
     /// The service has too much to do: it ran out of time, or turned the call away (429, 503). An adaptive bulkhead and the
     /// throttle look at this alone, whatever the outcome.
     pub overloaded: bool,
+    /// The call was given up, because its caller had no more time: how long it had lasted says what that means, as when a
+    /// permit is dropped. Then the outcome is not looked at.
+    pub given_up: bool,
     /// The trace that the call belongs to, zero if none: "why open" names it.
     pub trace: u128,
     /// What went wrong, in a word or two: `timeout`, `status 503`.
@@ -37,7 +40,7 @@ pub struct Report {
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
         let cause = if outcome == Outcome::Failure { "failed" } else { "" };
-        Self { outcome, took: None, retry_after: None, overloaded: false, trace: 0, cause }
+        Self { outcome, took: None, retry_after: None, overloaded: false, given_up: false, trace: 0, cause }
     }
 }
 
@@ -142,17 +145,20 @@ pub struct Rejected {
     pub reason: Reason,
     /// When it is worth trying again, where the policy knows.
     pub retry_after: Option<Duration>,
+    /// Whether an earlier attempt of the call, or one beside it, had begun.
+    pub begun: bool,
 }
 
 impl Rejected {
     /// A rejection that does not know when it is worth trying again.
     pub const fn new(policy: PolicyName, instance: Name, reason: Reason) -> Self {
-        Self { policy, instance, reason, retry_after: None }
+        Self { policy, instance, reason, retry_after: None, begun: false }
     }
 
-    /// Whether the call had begun, and so may have been done. `false` is a promise that it had not.
+    /// Whether the call had begun, in any of its attempts, and so may have been done. `false` is a promise that it had
+    /// not.
     pub const fn had_begun(&self) -> bool {
-        matches!(self.policy, PolicyName::Timeout)
+        self.begun || matches!(self.policy, PolicyName::Timeout)
     }
 }
 

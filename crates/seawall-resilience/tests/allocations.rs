@@ -94,7 +94,7 @@ fn no_call_allocates() {
     let stack = BreakerLayer::new(breaker(Window::Calls(100))).layer(stack);
     let stack = TimeoutLayer::total(times).layer(RetryLayer::new(retrier).layer(stack));
     assert_eq!(of_service(stack), 0, "deadline, retry, breaker and bulkhead");
-    let guard = Registry::new(Policies::default()).guard("api");
+    let guard = Registry::new(Policies::default()).unwrap().guard("api");
     assert_eq!(allocations(|| _ = finish(guard.call(|_| ready(Ok::<_, Infallible>(7))))), 0, "Guard::call");
 }
 

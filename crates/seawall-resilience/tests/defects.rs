@@ -397,12 +397,21 @@ fn policies(text: &str) -> Policies {
 /// R4j's registry replaces: whoever holds the old instance goes on with the old rules.
 #[tokio::test]
 async fn a_reload_updates_the_guard_that_callers_hold() {
-    let registry = Registry::new(policies(r#"{ "payment": { "breaker": { "minimum_calls": 100 } } }"#));
+    let registry = Registry::new(policies(r#"{ "payment": { "breaker": { "minimum_calls": 100 } } }"#)).unwrap();
     let held = registry.guard("payment");
     for _ in 0..5 {
         assert_eq!(held.call(|_| ready(Err::<(), _>("500"))).await, Err(CallError::Inner("500")));
     }
-    registry.reload(policies(r#"{ "payment": { "breaker": { "minimum_calls": 6 } } }"#));
+    registry.reload(policies(r#"{ "payment": { "breaker": { "minimum_calls": 6 } } }"#)).unwrap();
+    // What is wrong changes nothing, and says so.
+    let wrong = policies(r#"{ "payment": { "breaker": { "minimum_calls": 0 } }, "order": { "extends": "nobody" } }"#);
+    let error = registry.reload(wrong.clone()).unwrap_err().to_string();
+    for part in
+        ["policies.payment.breaker.minimum_calls is 0, allowed is 1 to 10000", "policies.order.extends names no policy"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(Registry::new(wrong).unwrap_err().to_string(), error);
     assert!(Arc::ptr_eq(&held, &registry.guard("payment")));
     let _ = held.call(|_| ready(Err::<(), _>("500"))).await;
     assert_eq!(held.breaker.get().unwrap().state(), State::Open, "the five from before the reload count");
@@ -411,7 +420,7 @@ async fn a_reload_updates_the_guard_that_callers_hold() {
 /// Ocelot #1550 made one for each caller, Listenarr #868 one for all services.
 #[test]
 fn a_name_has_one_guard_and_another_name_another() {
-    let registry = Registry::new(Policies::default());
+    let registry = Registry::new(Policies::default()).unwrap();
     let other = registry.clone();
     let (one, two) = (registry.guard("payment"), std::thread::spawn(move || other.guard("payment")).join().unwrap());
     assert!(Arc::ptr_eq(&one, &two));
@@ -447,7 +456,7 @@ async fn a_fallback_outside_hides_nothing_from_the_policies() {
 #[tokio::test(start_paused = true)]
 async fn a_time_limit_ends_with_the_head_and_the_permit_does_not() {
     let text = r#"{ "quotes": { "timeout": "1s", "bulkhead": { "concurrent": 1 } } }"#;
-    let guard = Registry::with_clock(policies(text), Clock::tokio()).guard("quotes");
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("quotes");
     let slowly = |_: http::Request<()>| async {
         let piece = |number| async move {
             tokio::time::sleep(SECOND * 20).await;
@@ -468,7 +477,7 @@ async fn a_time_limit_ends_with_the_head_and_the_permit_does_not() {
 #[tokio::test(start_paused = true)]
 async fn what_ran_out_of_time_is_dropped() {
     let text = r#"{ "quotes": { "timeout": "5s", "attempt_timeout": "1s", "retry": { "attempts": 1 } } }"#;
-    let guard = Registry::with_clock(policies(text), Clock::tokio()).guard("quotes");
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("quotes");
     let went_on = AtomicU32::new(0);
     let result = guard
         .call(|_| async {
@@ -565,6 +574,14 @@ async fn a_panicking_predicate_of_a_guard_counts_as_a_failure() {
     }
     let breaker = guard.breaker.get().unwrap();
     assert_eq!((breaker.counts().calls, breaker.counts().failed, breaker.state()), (4, 2, State::Open));
+    let http = patient_guard();
+    let (handle, call) =
+        (http.clone(), |_| ready(Ok::<_, &str>(http::Response::new(http_body_util::Empty::<&[u8]>::new()))));
+    let call = async move {
+        let _ = seawall_resilience::http::call(&handle, call, |_| panic!("on purpose")).await;
+    };
+    assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    assert_eq!(http.breaker.get().unwrap().counts().failed, 1);
     assert_eq!(guard.bulkhead.get().unwrap().in_use(), 0);
 }
 
@@ -647,4 +664,173 @@ async fn no_configuration_makes_a_call_panic() {
             let _ = seawall_resilience::Chaos::new("payment".into(), Some(config)).decide();
         }
     }
+}
+
+/// How long a call has lasted is known to every host: it is slow, and given up late it is a failure.
+#[tokio::test(start_paused = true)]
+async fn a_call_has_its_age_from_when_it_is_made() {
+    let text = r#"{"payment":{"timeout":"30s","retry":{"attempts":1},"bulkhead":{"concurrent":1,"wait":"20s"},
+        "breaker":{"window":"10 calls","minimum_calls":10,"slow_call":"100ms"}}}"#;
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let breaker = guard.breaker.get().unwrap();
+    let takes = |millis| {
+        guard.call(move |_| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            Ok::<_, &str>(())
+        })
+    };
+    // The second one waits for longer than a slow call takes, and is quick itself.
+    let (slow, quick) = tokio::join!(takes(300), takes(10));
+    assert!(slow.is_ok() && quick.is_ok());
+    assert_eq!((breaker.sums().calls, breaker.sums().slow), (2, 1));
+
+    // Who waits in vain accuses nobody; who has called in vain does.
+    let hog = guard.admit(seawall_resilience::Priority::Normal, SECOND).await.unwrap();
+    assert!(tokio::time::timeout(15 * SECOND, takes(1)).await.is_err());
+    drop(hog);
+    assert_eq!((breaker.counts().cancelled, breaker.sums().failed), (2, 0));
+    let service = service_fn(|_: http::Request<()>| pending::<Result<http::Response<String>, Infallible>>());
+    let served = HttpGuardLayer::new(guard.clone()).layer(service).oneshot(http::Request::new(()));
+    assert!(tokio::time::timeout(2 * SECOND, served).await.is_err());
+    assert_eq!(breaker.sums().failed, 1);
+}
+
+/// A policy's own bound for a chain holds within a larger one, and how much a call matters is ambient like its deadline.
+#[tokio::test(start_paused = true)]
+async fn what_is_ambient_and_what_the_policy_says_hold_together() {
+    use seawall_resilience::{Chain, Priority};
+    let text = r#"{"payment":{"retry":{"attempts":6,"chain":1,"budget_floor":100},"bulkhead":{"concurrent":2,"shares":{"low":"50%"}}}}"#;
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let made = AtomicU32::new(0);
+    let fail = |_| {
+        made.fetch_add(1, Ordering::Relaxed);
+        ready(Err::<(), _>("no"))
+    };
+    let around = Chain::new(10);
+    assert!(around.clone().scope(guard.call(fail)).await.is_err());
+    assert_eq!((made.swap(0, Ordering::Relaxed), around.left()), (2, 9));
+    assert!(Chain::new(0).scope(guard.call(fail)).await.is_err());
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+
+    let _place = guard.admit(Priority::Normal, Duration::ZERO).await.unwrap();
+    let work = |_| ready(Ok::<_, &str>(()));
+    let shed = Priority::Low.scope(guard.call(work)).await.unwrap_err();
+    assert_eq!(shed.rejected().unwrap().reason, Reason::Shed);
+    assert!(guard.call(work).await.is_ok());
+}
+
+/// A rejection is no promise that nothing was done when an earlier attempt, or one beside it, had been made.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_knows_of_the_attempts_before_it() {
+    let text = r#"{"payment":{"retry":{"attempts":3,"budget_floor":100},"breaker":{"window":"1 consecutive"},
+        "hedge":{"delay":"10ms","on_error":true,"budget":"100%"}}}"#;
+    let guard = || Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let first = guard();
+    let error = first.call(|_| ready(Err::<(), _>("no"))).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.reason == Reason::Open && rejected.had_begun()));
+    let error = first.call(|_| ready(Err::<(), _>("no"))).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if !rejected.had_begun()), "this one was never made");
+    let answer = |_| ready(Err::<http::Response<http_body_util::Empty<&[u8]>>, _>("no"));
+    let error =
+        seawall_resilience::http::call(&guard(), answer, seawall_resilience::http::failures).await.err().unwrap();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.had_begun()));
+
+    // The same of layers: the second attempt is turned away by the breaker within.
+    let breaker = Arc::new(Breaker::new(
+        "payment".into(),
+        Config { window: Window::Consecutive(1), ..config() },
+        Clock::tokio(),
+        Box::new(|_| {}),
+    ));
+    let retry = Retry { attempts: 2, budget: Ratio::percent(100), ..Retry::default() };
+    let service = ServiceBuilder::new()
+        .layer(
+            RetryLayer::new(Arc::new(Retrier::new("payment".into(), retry, Clock::tokio())))
+                .decide(seawall_resilience::retry::failures_and_rejections::<(), &str>),
+        )
+        .layer(BreakerLayer::new(breaker))
+        .layer(errors())
+        .service(service_fn(|()| ready(Err::<(), _>("no"))));
+    let error = service.oneshot(()).await.unwrap_err();
+    assert!(matches!(error, CallError::Rejected(rejected) if rejected.had_begun()), "{error:?}");
+}
+
+/// Failures are no refusals: the service took the calls on.
+#[test]
+fn a_throttle_counts_what_failed_as_taken_on() {
+    let failure = |overloaded| Report { overloaded, ..Outcome::Failure.into() };
+    let accepted = |report: Report| seawall_resilience::accepted(&report);
+    assert_eq!((accepted(failure(true)), accepted(failure(false))), (Some(false), Some(true)));
+    assert_eq!((accepted(Outcome::Success.into()), accepted(Outcome::Ignored.into())), (Some(true), None));
+}
+
+/// The same of layers: callers without time open no breaker, throttle nobody and shrink no limit for the others.
+#[tokio::test(start_paused = true)]
+async fn callers_without_time_accuse_nobody_through_layers_either() {
+    use seawall_resilience::layer::{BulkheadLayer, ThrottleLayer, TimeoutLayer};
+    use seawall_resilience::timeout::Timeout;
+    use seawall_resilience::{Throttle, throttle};
+    let config = Config { window: Window::Consecutive(3), ..config() };
+    let breaker = Arc::new(Breaker::new("payment".into(), config, Clock::tokio(), Box::new(|_| {})));
+    let times = seawall_resilience::timeout::Config { total: Period::secs(10), attempt: None };
+    let timeout = Arc::new(Timeout::new("payment".into(), times));
+    let settings =
+        throttle::Config { k: 1.0, window: Period::secs(120), max_reject: Ratio::percent(90), minimum_calls: 1 };
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::total(timeout.clone()))
+        .layer(ThrottleLayer::new(Arc::new(Throttle::new("payment".into(), settings, Clock::tokio()))))
+        .layer(BreakerLayer::new(breaker.clone()))
+        .layer(BulkheadLayer::new(Arc::new(Bulkhead::new(
+            "payment".into(),
+            seawall_resilience::bulkhead::Config::places(5),
+            Clock::tokio(),
+        ))))
+        .layer(TimeoutLayer::attempt(timeout))
+        .layer(errors())
+        .service(service_fn(|()| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok::<_, &str>(())
+        }));
+    for left in [0, 5, 5, 5, 5, 5, 5, 5] {
+        let call = deadline::scope(Deadline::after(Duration::from_millis(left)), service.clone().oneshot(()));
+        assert!(matches!(call.await, Err(CallError::Rejected(rejected)) if rejected.reason == Reason::Deadline));
+    }
+    assert_eq!((breaker.state(), breaker.counts().failed), (State::Closed, 0));
+    assert!(service.oneshot(()).await.is_ok());
+}
+
+/// What a guard tells its throttle, and what a reload tells guards that are made later and hedges that are there.
+#[tokio::test(start_paused = true)]
+async fn a_guard_tells_its_policies_and_a_reload_tells_every_guard() {
+    let text =
+        r#"{"payment":{"retry":{"attempts":1},"throttle":{"k":1.5,"minimum_calls":10},"breaker":{"enabled":false}}}"#;
+    let registry = Registry::with_clock(policies(text), Clock::tokio()).unwrap();
+    let guard = registry.guard("payment");
+    for outcome in [Ok(()), Err("no")] {
+        for _ in 0..200 {
+            assert!(!matches!(guard.call(move |_| ready(outcome)).await, Err(CallError::Rejected(_))), "{outcome:?}");
+        }
+    }
+    assert_eq!(guard.throttle.get().unwrap().counts(), (400, 400));
+
+    registry.reload(policies(r#"{"payment":{"timeout":"3s"},"order":{"timeout":"4s"}}"#)).unwrap();
+    for (service, seconds) in [("payment", 3), ("order", 4)] {
+        assert_eq!(registry.guard(service).policy().timeout, Period::secs(seconds), "{service}");
+    }
+
+    let config = hedge::Config {
+        delay: hedge::Delay::After(Period::millis(1)),
+        budget: Ratio::percent(0),
+        ..hedge::Config::default()
+    };
+    let hedge = Hedge::new("payment".into(), config, Clock::tokio());
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok::<_, ()>(())
+    };
+    hedge.call(slow).await.unwrap();
+    assert_eq!((hedge.counts().hedges, hedge.counts().refused), (0, 1));
+    hedge.reload(hedge::Config { budget: Ratio::percent(100), ..config });
+    hedge.call(slow).await.unwrap();
+    assert_eq!(hedge.counts().hedges, 1);
 }

@@ -191,6 +191,16 @@ async fn every_layer_keeps_the_contract() {
     let key = |_: &Text| None::<u32>;
     let cache = Arc::new(Bounded::<u32, Text>::new(9, SECOND, Clock::tokio()));
     keeps_the_contract(CacheLayer::new(cache.clone(), key, |_: &Text| true), || cache.is_empty()).await;
+    keeps_the_contract(errors(), || true).await;
+    // The calls of each key share one service; those without a key, and each of its own, are made by themselves.
+    let together = Coalesce::<Text, Result<Text, String>>::new(9);
+    for key in [|_: &Text| None, |text: &Text| Some(*text)] {
+        let shared = CoalesceLayer::new(together.clone(), key);
+        // Shared errors have to be cloned.
+        let layer =
+            tower_layer::layer_fn(|mock: Mock<Text, Text>| shared.layer(mock.map_err(|e: BoxError| e.to_string())));
+        keeps_the_contract(layer, || together.under_way() == 0).await;
+    }
     let g = guard(Policy { bulkhead: Some(bulkhead::Config::places(1)), ..Policy::default() });
     keeps_the_contract(GuardLayer::new(g.clone()), || g.bulkhead.get().unwrap().in_use() == 0).await;
 }

@@ -98,7 +98,7 @@ impl Sidecar {
         let (leaving, watch_leave) = seawall_drain::channel();
         let start = |source| SidecarError::Start { service: config.service.to_string(), source };
         let instance = config.instance(inbound.addr());
-        let own = Upstreams::new(routers::inbound_policies());
+        let own = Upstreams::new(routers::inbound_policies()).expect("the policies of the way in are in order");
         own.publish(Arc::new(routers::only(&config.service, config.app)));
         outbound.start(&upstreams, &watch_out, Outbound::default).map_err(start)?;
         let service = config.service.clone();

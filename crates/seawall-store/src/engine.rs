@@ -3,26 +3,25 @@
 //!
 //! The writer thread owns a [`Model`] of its own and a [`Disk`]. It gives the model a batch of jobs, makes the changes
 //! durable in one sync, shows them to the readers, and only then answers. When the disk fails, the writer's model has
-//! run ahead of the truth and is read anew.
+//! run ahead of the truth: what the readers see, if nothing was written; otherwise the disk, which is read anew.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use seawall_types::Revision;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::group_commit::{self, AskError};
+use crate::history::{BOUNDS, History};
+use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
-use crate::{CommitError, Committed, Event, LeaseId, Txn, WatchError};
+use crate::watchers::{Waiter, WaiterId, Watchers};
+use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Status, Txn, WatchError};
 
-/// How many events of the past watchers can resume from.
-pub(crate) const HISTORY: usize = 16_384;
-/// How often leases are looked at when nothing is written.
-const TICK: Duration = Duration::from_millis(100);
-/// A gap between two looks that means that this process itself was paused.
-const PAUSE: Duration = Duration::from_millis(1000);
+/// An absence of the store that is worth a line in the log.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// Where changes are made durable.
 pub(crate) trait Disk: Send + 'static {
@@ -42,33 +41,8 @@ impl Disk for NoDisk {
 
     fn load(&mut self) -> Result<(Model, History), OpenError> {
         let model = Model::default();
-        let history = History { oldest: model.revision.next(), events: VecDeque::new() };
+        let history = History::new(model.revision.next(), BOUNDS);
         Ok((model, history))
-    }
-}
-
-/// The latest events, oldest first; complete from `oldest` on.
-#[derive(Debug)]
-pub(crate) struct History {
-    pub(crate) oldest: Revision,
-    pub(crate) events: VecDeque<Event>,
-}
-
-impl History {
-    fn push(&mut self, event: Event) {
-        if event.revision < self.oldest {
-            // The rest of a revision so large that its beginning has gone already.
-            return;
-        }
-        self.events.push_back(event);
-        if self.events.len() > HISTORY {
-            // A revision goes whole or not at all.
-            let Some(gone) = self.events.front().map(|event| event.revision) else { return };
-            while self.events.front().is_some_and(|event| event.revision == gone) {
-                self.events.pop_front();
-            }
-            self.oldest = gone.next();
-        }
     }
 }
 
@@ -82,8 +56,8 @@ pub(crate) struct View {
 #[derive(Debug)]
 struct Shared {
     view: RwLock<View>,
-    latest: watch::Receiver<Revision>,
-    deadlines: Mutex<BTreeMap<LeaseId, Instant>>,
+    watchers: Watchers,
+    leases: Mutex<LeaseClock>,
 }
 
 impl Shared {
@@ -91,8 +65,8 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn deadlines(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Instant>> {
-        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leases(&self) -> MutexGuard<'_, LeaseClock> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,6 +75,7 @@ enum Job {
     Commit(Txn, oneshot::Sender<Result<Committed, CommitError>>),
     Grant(Duration, oneshot::Sender<Result<LeaseId, CommitError>>),
     Revoke(LeaseId, oneshot::Sender<Result<Revision, CommitError>>),
+    Compact(Revision, oneshot::Sender<Result<(), CommitError>>),
 }
 
 /// A finished job that still has to be answered.
@@ -108,6 +83,7 @@ enum Answer {
     Commit(Result<Committed, CommitError>, oneshot::Sender<Result<Committed, CommitError>>),
     Grant(LeaseId, oneshot::Sender<Result<LeaseId, CommitError>>),
     Revoke(Result<Revision, CommitError>, oneshot::Sender<Result<Revision, CommitError>>),
+    Compact(Result<(), CommitError>, oneshot::Sender<Result<(), CommitError>>),
 }
 
 impl Answer {
@@ -117,6 +93,7 @@ impl Answer {
             Self::Commit(result, reply) => drop(reply.send(result)),
             Self::Grant(lease, reply) => drop(reply.send(Ok(lease))),
             Self::Revoke(result, reply) => drop(reply.send(result)),
+            Self::Compact(result, reply) => drop(reply.send(result)),
         }
     }
 
@@ -125,6 +102,7 @@ impl Answer {
             Self::Commit(_, reply) => drop(reply.send(Err(error))),
             Self::Grant(_, reply) => drop(reply.send(Err(error))),
             Self::Revoke(_, reply) => drop(reply.send(Err(error))),
+            Self::Compact(_, reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -140,14 +118,14 @@ impl Engine {
     pub(crate) fn start(mut disk: impl Disk) -> Result<Self, OpenError> {
         let (model, history) = disk.load()?;
         let now = Instant::now();
-        let deadlines = model.leases().map(|(id, ttl)| (id, now + ttl)).collect();
-        let (latest, seen) = watch::channel(model.revision);
+        let mut leases = LeaseClock::new(now);
+        leases.agree_with(model.leases(), now);
         let shared = Arc::new(Shared {
-            latest: seen,
+            watchers: Watchers::default(),
             view: RwLock::new(View { model: model.clone(), history }),
-            deadlines: Mutex::new(deadlines),
+            leases: Mutex::new(leases),
         });
-        let mut writer = Writer { shared: shared.clone(), latest, disk, model, stale: false, looked: now };
+        let mut writer = Writer { shared: shared.clone(), disk, model, stale: false };
         let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
             writer.run(batch.drain(..), Instant::now());
         })
@@ -160,6 +138,11 @@ impl Engine {
     }
 
     pub(crate) async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+        // What is in the view is durable and was acknowledged after it got there: a reading of it waits for no disk.
+        let read = self.view().model.read(&txn);
+        if let Some(read) = read {
+            return read;
+        }
         self.ask(|reply| Job::Commit(txn, reply)).await
     }
 
@@ -171,25 +154,55 @@ impl Engine {
         self.ask(|reply| Job::Revoke(lease, reply)).await
     }
 
-    pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
-        let ttl = self.view().model.leases().find(|(id, _)| *id == lease).map(|(_, ttl)| ttl);
-        let ttl = ttl.ok_or(CommitError::NoLease(lease))?;
-        match self.shared.deadlines().get_mut(&lease) {
-            Some(deadline) => *deadline = Instant::now() + ttl,
-            None => return Err(CommitError::NoLease(lease)),
-        }
-        Ok(ttl)
+    pub(crate) async fn compact(&self, before: Revision) -> Result<(), CommitError> {
+        self.ask(|reply| Job::Compact(before, reply)).await
     }
 
-    pub(crate) fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
-        let cursor = Cursor {
-            shared: self.shared.clone(),
-            latest: self.shared.latest.clone(),
-            prefix: prefix.into(),
-            next: from,
-        };
-        cursor.check(&self.view())?;
-        Ok(cursor)
+    pub(crate) fn status(&self) -> Status {
+        let view = self.view();
+        let entries = view.model.entries();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Status {
+            backend: "memory",
+            revision: view.model.revision,
+            oldest: view.history.oldest(),
+            entries: count(entries.len()),
+            leases: count(view.model.leases().len()),
+            bytes: count(entries.map(|e| e.key.len() + e.value.len()).sum::<usize>() + view.history.bytes()),
+        }
+    }
+
+    pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, CommitError> {
+        // The clock alone decides: a lease whose end is on the way to the disk is still in the view, and in no clock.
+        self.shared.leases().keep_alive(lease, Instant::now()).ok_or(CommitError::NoLease(lease))
+    }
+
+    pub(crate) fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
+        let view = self.view();
+        let (ttl, left) = self.shared.leases().left(id, Instant::now())?;
+        Some(LeaseInfo { id, ttl, left, keys: view.model.keys_of(id) })
+    }
+
+    pub(crate) fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        let view = self.view();
+        check(&view, from)?;
+        self.follow(&view, keys, from)
+    }
+
+    pub(crate) fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        let view = self.view();
+        let revision = view.model.revision;
+        Ok((revision, self.follow(&view, keys, revision.next())?))
+    }
+
+    /// Nothing is published while the view is held, so nothing happens between its revision and the waiter's beginning.
+    fn follow(&self, view: &View, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        if self.shared.watchers.closed() {
+            return Err(WatchError::Closed);
+        }
+        let unread = Some(from).filter(|from| *from <= view.model.revision);
+        let (id, waiter) = self.shared.watchers.add(&keys, unread);
+        Ok(Cursor::new(Follower { shared: self.shared.clone(), keys, from, id, waiter }))
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, CommitError> {
@@ -204,32 +217,33 @@ impl Engine {
 
 struct Writer<D> {
     shared: Arc<Shared>,
-    /// Gone with the writer, which is how cursors learn that the store is closed.
-    latest: watch::Sender<Revision>,
     disk: D,
     model: Model,
-    /// The model ran ahead of a disk that failed.
+    /// A write failed in such a way that only the disk knows what is on it.
     stale: bool,
-    looked: Instant,
 }
 
 impl<D: Disk> Writer<D> {
     fn run(&mut self, jobs: impl Iterator<Item = Job>, now: Instant) {
-        if let Err(error) = self.refresh() {
+        if let Err(error) = self.refresh(now) {
             return jobs.for_each(|job| refuse(job, &error));
         }
         let mut changes = Vec::new();
         let mut answers: Vec<Answer> = jobs.map(|job| self.apply(job, &mut changes)).collect();
         for lease in self.expired(now) {
-            // It exists: expired() looked in the model.
+            // One that a job of this batch has ended already is no longer there.
             let _ = self.model.revoke(lease, &mut changes);
         }
+        self.stop(&changes);
         if !changes.is_empty() {
             match self.disk.persist(&self.model, &changes) {
                 Ok(()) => self.publish(&changes, now),
                 Err(error) => {
                     tracing::error!(%error, writes = answers.len(), "the store could not be written");
-                    self.stale = true;
+                    match error {
+                        CommitError::Unknown(_) => self.stale = true,
+                        _ => self.roll_back(now),
+                    }
                     return answers.drain(..).for_each(|answer| answer.fail(error.clone()));
                 }
             }
@@ -242,53 +256,91 @@ impl<D: Disk> Writer<D> {
             Job::Commit(txn, reply) => Answer::Commit(self.model.commit(&txn, changes), reply),
             Job::Grant(ttl, reply) => Answer::Grant(self.model.grant(ttl, changes), reply),
             Job::Revoke(lease, reply) => Answer::Revoke(self.model.revoke(lease, changes), reply),
+            Job::Compact(before, reply) => Answer::Compact(self.model.compact(before, changes), reply),
+        }
+    }
+
+    /// Stops the clock of the leases that a batch ends, before it is known whether that can be written: whoever is told
+    /// that a lease lives on may rely on it for its whole time.
+    fn stop(&self, changes: &[Change]) {
+        let mut leases = self.shared.leases();
+        for change in changes {
+            if let Change::Ended(id) = change {
+                leases.stop(*id);
+            }
         }
     }
 
     /// Makes a batch visible: it is durable by now.
     fn publish(&mut self, changes: &[Change], now: Instant) {
+        let mut wake = Vec::new();
         {
             let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
-            let mut deadlines = self.shared.deadlines();
+            let mut leases = self.shared.leases();
             for change in changes {
                 view.model.apply(change);
                 match change {
                     Change::Event(event) => view.history.push(event.clone()),
-                    Change::Granted(id, ttl) => drop(deadlines.insert(*id, now + *ttl)),
-                    Change::Ended(id) => drop(deadlines.remove(id)),
+                    Change::Granted(id, ttl) => leases.start(*id, *ttl, now),
+                    Change::Ended(id) => leases.stop(*id),
+                    Change::Forgotten(before) => view.history.forget_before(*before),
                 }
             }
+            let events = changes.iter().filter_map(|change| match change {
+                Change::Event(event) => Some(event),
+                _ => None,
+            });
+            self.shared.watchers.touch(events, &mut wake);
         }
-        self.latest.send_replace(self.model.revision);
+        wake.iter().for_each(|waiter| waiter.wake());
     }
 
-    /// The leases whose time is over. A store that was itself paused gives everybody the whole time again.
-    fn expired(&mut self, now: Instant) -> Vec<LeaseId> {
-        let gap = now.saturating_duration_since(self.looked);
-        self.looked = now;
-        let mut deadlines = self.shared.deadlines();
-        if gap > PAUSE {
-            for (id, ttl) in self.model.leases() {
-                deadlines.insert(id, now + ttl);
-            }
-            if !deadlines.is_empty() {
-                tracing::warn!(?gap, leases = deadlines.len(), "the store was paused; every lease starts anew");
-            }
-            return Vec::new();
+    /// The leases whose time is over, out of the clock already.
+    fn expired(&self, now: Instant) -> Vec<LeaseId> {
+        let mut leases = self.shared.leases();
+        let away = leases.unseen(now);
+        if away > AWAY {
+            tracing::warn!(?away, counted = ?STEP, "the store was away; leases end that much later");
         }
-        deadlines.iter().filter(|(_, deadline)| **deadline <= now).map(|(id, _)| *id).collect()
+        leases.look(now)
     }
 
-    /// After a failed write the file is the truth, whatever it holds.
-    fn refresh(&mut self) -> Result<(), String> {
+    /// After a write of which nothing is on the disk, what the readers see is the truth. A lease whose end could not be
+    /// written lives on.
+    fn roll_back(&mut self, now: Instant) {
+        let view = self.shared.view();
+        self.model = view.model.clone();
+        self.shared.leases().agree_with(view.model.leases(), now);
+    }
+
+    /// After a write that may be on the disk, that is the truth, whatever it holds: a lease may have been granted or ended
+    /// after all.
+    fn refresh(&mut self, now: Instant) -> Result<(), String> {
         if self.stale {
             let (model, history) = self.disk.load().map_err(|error| error.to_string())?;
             self.model = model.clone();
             self.stale = false;
-            *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = View { model, history };
-            self.latest.send_replace(self.model.revision);
+            let mut wake = Vec::new();
+            {
+                let mut view = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
+                self.shared.leases().agree_with(model.leases(), now);
+                let unknown = view.model.revision.next();
+                if history.oldest() <= unknown {
+                    self.shared.watchers.touch(history.since(unknown), &mut wake);
+                } else {
+                    self.shared.watchers.touch_all(unknown, &mut wake);
+                }
+                *view = View { model, history };
+            }
+            wake.iter().for_each(|waiter| waiter.wake());
         }
         Ok(())
+    }
+}
+
+impl<D> Drop for Writer<D> {
+    fn drop(&mut self) {
+        self.shared.watchers.close();
     }
 }
 
@@ -298,48 +350,59 @@ fn refuse(job: Job, why: &str) {
         Job::Commit(_, reply) => drop(reply.send(Err(error))),
         Job::Grant(_, reply) => drop(reply.send(Err(error))),
         Job::Revoke(_, reply) => drop(reply.send(Err(error))),
+        Job::Compact(_, reply) => drop(reply.send(Err(error))),
     }
 }
 
 /// A place in the history. It buffers nothing: a slow reader falls behind, at worst until its place is compacted.
 #[derive(Debug)]
-pub struct Cursor {
+struct Follower {
     shared: Arc<Shared>,
-    latest: watch::Receiver<Revision>,
-    prefix: Box<str>,
-    next: Revision,
+    keys: Keys,
+    /// Earlier events are not wanted.
+    from: Revision,
+    id: WaiterId,
+    waiter: Arc<Waiter>,
 }
 
-impl Cursor {
-    /// The next events under the prefix, whole revisions only; waits until there are some. Cancel safe.
-    ///
-    /// # Errors
-    /// [`WatchError::Compacted`] when the reader was so slow that the history has moved past it;
-    /// [`WatchError::Closed`] when the store is gone.
-    pub async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
+impl Follower {
+    /// What has happened since the last reading; nothing is there yet when that is empty.
+    fn read(&self) -> Result<Vec<Event>, WatchError> {
+        let view = self.shared.view();
+        let Some(touched) = self.waiter.touched() else { return Ok(Vec::new()) };
+        let from = touched.max(self.from);
+        check(&view, from)?;
+        self.waiter.has_read();
+        Ok(view.history.since(from).filter(|event| self.keys.contain(&event.key)).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Follow for Follower {
+    async fn next(&mut self) -> Result<Vec<Event>, WatchError> {
         loop {
-            let latest = *self.latest.borrow_and_update();
-            if latest >= self.next {
-                let events = {
-                    let view = self.shared.view();
-                    self.check(&view)?;
-                    let from = view.history.events.partition_point(|event| event.revision < self.next);
-                    let events = view.history.events.range(from..);
-                    self.next = view.model.revision.next();
-                    events.filter(|event| event.key.starts_with(&*self.prefix)).cloned().collect::<Vec<_>>()
-                };
-                if !events.is_empty() {
-                    return Ok(events);
-                }
+            let events = self.read()?;
+            if !events.is_empty() {
+                return Ok(events);
             }
-            self.latest.changed().await.map_err(|_| WatchError::Closed)?;
+            if self.shared.watchers.closed() {
+                return Err(WatchError::Closed);
+            }
+            self.waiter.woken().await;
         }
-    }
-
-    fn check(&self, view: &View) -> Result<(), WatchError> {
-        if self.next < view.history.oldest {
-            return Err(WatchError::Compacted { oldest: view.history.oldest });
-        }
-        Ok(())
     }
 }
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.shared.watchers.forget(&self.keys, self.id);
+    }
+}
+
+fn check(view: &View, from: Revision) -> Result<(), WatchError> {
+    let oldest = view.history.oldest();
+    if from < oldest { Err(WatchError::Compacted { oldest }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use seawall_store::sqlite::OpenError;
-use seawall_store::{Embedded, Op, Store, Txn};
+use seawall_store::{Embedded, Keys, Op, Store, Txn};
 use seawall_types::Revision;
 
 /// In the child: writes from several tasks and prints what has been acknowledged, until it is killed.
@@ -66,7 +66,7 @@ async fn every_acknowledged_write_survives_kill_9() {
             assert!(revision.0 > highest, "a revision was given twice");
         }
         highest = store.range("").await.unwrap().revision.0;
-        let events = store.watch("", Revision(2)).await.unwrap().next().await.unwrap();
+        let events = store.watch(Keys::prefix(""), Revision(2)).await.unwrap().next().await.unwrap();
         let told: Vec<u64> = events.iter().map(|event| event.revision.0).collect();
         assert_eq!(told, (2..=highest).collect::<Vec<_>>(), "the history has no gap and no repetition");
     }
@@ -79,19 +79,22 @@ async fn everything_is_there_after_a_restart_and_leases_start_anew() {
     let ttl = Duration::from_millis(1500);
     let (lease, before) = {
         let store = Embedded::open(&path).unwrap();
-        let lease = store.grant(ttl).await.unwrap();
+        let lease = store.grant(ttl).await.unwrap().id;
         let op = Op::Put { key: "a".into(), value: "v".into(), lease: Some(lease) };
         store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
         store.commit(Txn::put("b", "w")).await.unwrap();
+        store.compact(Revision(3)).await.unwrap();
         (lease, store.range("").await.unwrap())
     };
     // Away for longer than the lease.
     tokio::time::sleep(ttl + Duration::from_millis(300)).await;
     let store = reopen(&path).await;
     assert_eq!(store.range("").await.unwrap(), before);
+    let status = store.status().await.unwrap();
+    assert_eq!((status.backend, status.oldest, status.leases), ("embedded", Revision(3), 1));
     assert_eq!(store.keep_alive(lease).await, Ok(ttl));
-    assert!(store.grant(ttl).await.unwrap() > lease);
-    let mut watch = store.watch("a", before.revision.next()).await.unwrap();
+    assert!(store.grant(ttl).await.unwrap().id > lease);
+    let mut watch = store.watch(Keys::prefix("a"), before.revision.next()).await.unwrap();
     let gone = tokio::time::timeout(4 * ttl, watch.next()).await.unwrap().unwrap();
     assert!(gone[0].entry.is_none(), "nobody keeps it alive now");
 }
@@ -121,7 +124,7 @@ async fn a_file_belongs_to_one_process_and_damage_is_named() {
 #[tokio::test]
 async fn a_closed_store_ends_its_watches() {
     let store = Embedded::memory().unwrap();
-    let mut watch = store.watch("", Revision(2)).await.unwrap();
+    let mut watch = store.watch(Keys::prefix(""), Revision(2)).await.unwrap();
     drop(store);
     let end = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap();
     assert_eq!(end.unwrap_err(), seawall_store::WatchError::Closed);

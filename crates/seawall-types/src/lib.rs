@@ -21,7 +21,7 @@ pub mod header {
     /// The time left for the whole request, in whole milliseconds (`1500`). Relative, so clocks need not agree.
     /// Every hop shortens it; none lengthens it.
     pub const TIMEOUT: &str = "seawall-timeout-ms";
-    /// Says that Seawall itself answered: `breaker; instance="payment"; reason="open"; retry_after=12; sent=?0`.
+    /// Says that Seawall itself answered: `breaker; instance="payment"; retry_after=12; sent=?0`.
     /// `sent=?0` promises that the service never saw the request.
     pub const REJECTED: &str = "seawall-rejected";
     /// How many retries the whole chain of calls that this request belongs to may still make (`2`); `0` forbids them.

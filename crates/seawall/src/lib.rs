@@ -18,7 +18,7 @@
 //! use seawall::resilience::{Policies, Registry};
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
-//! let registry = Registry::new(Policies::default());
+//! let registry = Registry::new(Policies::default()).expect("the defaults are in order");
 //! let payment = registry.guard("payment");
 //! let charged = payment.call(|_attempt| async { Ok::<_, std::io::Error>("charged") }).await;
 //! assert_eq!(charged.unwrap(), "charged");

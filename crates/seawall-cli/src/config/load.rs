@@ -8,7 +8,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_path_to_error::Segment;
 
 use super::tree::{self, Kind, Node, Place};
-use super::{Config, Loaded, check};
+use super::{Config, Loaded, check, schema};
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +108,47 @@ pub(crate) fn nothing() -> Result<Loaded, ConfigError> {
 }
 
 fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
-    let variables = std::env::vars().filter(|(name, _)| name.starts_with(PREFIX));
-    match read(&text, variables) {
+    match read(&text, std::env::vars()) {
         Ok(config) => Ok(Loaded { config, file }),
         Err(mistakes) => Err(ConfigError { name, text, mistakes }),
     }
 }
 
+/// The data directory of a file, whatever else is wrong in it: in the night in which it was spoilt, what runs by it is still
+/// to be reached.
+///
+/// # Errors
+/// [`ConfigError`] if the file cannot be read or is not YAML.
+pub(crate) fn data(file: &Path) -> Result<PathBuf, ConfigError> {
+    let error = match load(file) {
+        Ok(loaded) => return Ok(loaded.data()),
+        Err(error) => error,
+    };
+    let Ok((mut tree, _)) = tree::parse(&error.text) else { return Err(error) };
+    let Ok(absolute) = std::path::absolute(file) else { return Err(error) };
+    if error.text.is_empty() {
+        return Err(error);
+    }
+    set(&mut tree, std::env::vars());
+    let mut config = Config::default();
+    if let Some(data) = tree.to_value()["control"]["data"].as_str() {
+        config.control.data = data.into();
+    }
+    eprintln!("{} has mistakes, which `seawall config check` names", file.display());
+    Ok(Loaded { config, file: absolute }.data())
+}
+
 const PREFIX: &str = "SEAWALL__";
+
+/// Puts in what the environment says.
+fn set(tree: &mut Node, variables: impl Iterator<Item = (String, String)>) {
+    for (name, value) in variables {
+        if let Some(path) = name.strip_prefix(PREFIX) {
+            let path: Vec<String> = path.split("__").map(str::to_owned).collect();
+            tree.set(&path, Node::from_environment(&name, &value));
+        }
+    }
+}
 
 /// Text and variables to a configuration, or to all mistakes in their order.
 pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
@@ -124,10 +157,7 @@ pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>
         let hint = Some("look at the indentation, quotes and brackets here and just above".to_owned());
         vec![Mistake { path, what: format!("not YAML: {}", error.what), hint, place: Place::File(error.at) }]
     })?;
-    for (name, value) in variables {
-        let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_owned).collect();
-        tree.set(&path, Node::from_environment(&name, &value));
-    }
+    set(&mut tree, variables);
     let mut mistakes: Vec<Mistake> = twice
         .into_iter()
         .map(|twice| Mistake {
@@ -137,6 +167,9 @@ pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>
             place: Place::File(twice.at),
         })
         .collect();
+    for path in schema::lists_for_blocks(&tree.to_value()) {
+        mend(&mut tree, &path, "invalid type: sequence, expected a map", &mut mistakes);
+    }
     let config = loop {
         match serde_path_to_error::deserialize::<_, Config>(tree.to_value()) {
             Ok(config) => break Some(config),
@@ -197,7 +230,7 @@ fn mend(tree: &mut Node, path: &[String], message: &str, mistakes: &mut Vec<Mist
         mistakes.push(Mistake {
             path: if labels.is_empty() { "the file".into() } else { labels.join(".") },
             what: describe(message),
-            hint: hint(message, node).or_else(|| super::range::hint(message, path)),
+            hint: hint(message, node).or_else(|| schema::hint(message, path)),
             place: place.unwrap_or_else(|| node.place.clone()),
         });
     }

@@ -55,6 +55,7 @@ pub(crate) struct ReloadArgs {
 
 /// The file is checked here first: with a mistake in it nobody is asked.
 pub(crate) fn reload(args: &ReloadArgs) -> anyhow::Result<()> {
+    config::load::load(&args.config)?;
     println!("{}", ask(&args.config, Method::POST, "/reload")?);
     Ok(())
 }
@@ -72,7 +73,7 @@ pub(crate) fn service(action: &str, args: &ServiceArgs) -> anyhow::Result<()> {
 }
 
 fn ask(file: &std::path::Path, method: Method, path: &str) -> anyhow::Result<String> {
-    let socket = config::load::load(file)?.data().join("up.sock");
+    let socket = config::load::data(file)?.join("up.sock");
     process::runtime()?.block_on(async {
         let stream = UnixStream::connect(&socket).await;
         let stream = stream.with_context(|| format!("no `seawall up` is running on {}", file.display()))?;

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use caller::Caller;
 use library::Library;
+use tokio::task::JoinSet;
 use trace::{Step, Trace};
 use within::Kind;
 
@@ -33,11 +34,24 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 async fn against(kind: Kind) {
-    let name = format!("{kind:?}").to_lowercase();
-    for trace in traces() {
+    async fn one(kind: Kind, trace: Trace) {
         let mut running = within::start(kind, &trace).await;
-        replay::replay(&mut running.host, &name, &trace).await;
+        replay::replay(&mut running.host, &format!("{kind:?}").to_lowercase(), &trace).await;
         running.stop().await;
+    }
+    for trace in traces() {
+        one(kind, trace).await;
+    }
+    together(trace::read(WAITS), |trace| one(kind, trace)).await;
+}
+
+/// Those in which somebody waits: the waits are real, and so they are waited for side by side.
+const WAITS: &str = "waits.jsonl";
+
+async fn together<F: Future<Output = ()> + Send + 'static>(traces: Vec<Trace>, one: impl Fn(Trace) -> F) {
+    let mut running: JoinSet<()> = traces.into_iter().map(one).collect();
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
     }
 }
 
@@ -45,11 +59,12 @@ async fn against(kind: Kind) {
 #[test]
 fn the_traces_have_every_decision_in_them() {
     let mut seen = BTreeSet::new();
-    for trace in traces() {
+    for trace in traces().into_iter().chain(trace::read(WAITS)) {
         for step in trace.steps {
             match step {
                 Step::Ask { then, .. } => _ = seen.insert(format!("? {}", then.what)),
                 Step::End { outcome, then, .. } => _ = seen.insert(format!("! {} {}", outcome.as_str(), then.what)),
+                Step::Hear { then, .. } => _ = seen.insert(format!(": {}", then.what)),
                 Step::Look { state, .. } => _ = seen.insert(format!("= {state}")),
             }
         }
@@ -61,7 +76,11 @@ fn the_traces_have_every_decision_in_them() {
         "! failure ended",
         "! given-up ended",
         "! ignored ended",
+        "! silence admitted",
+        "! silence breaker:open",
+        "! silence timeout",
         "! success ended",
+        ": admitted",
         "= closed",
         "= disabled",
         "= forced-open",
@@ -74,9 +93,13 @@ fn the_traces_have_every_decision_in_them() {
         "? breaker:half-open",
         "? breaker:open",
         "? bulkhead:full",
+        "? bulkhead:queue-full",
         "? bulkhead:shed",
+        "? chaos:injected",
         "? rate-limit:limited",
         "? rejected",
+        "? timeout",
+        "? waits",
     ];
     assert_eq!(seen, all.map(str::to_owned).into());
 }
@@ -101,8 +124,8 @@ fn the_generated_traces_are_those_of_the_seeds() {
 #[test]
 fn the_crate_decides_as_the_traces_say() {
     run(async {
-        let traces = traces();
-        for trace in traces.iter().filter(|trace| !trace.is_for_calls()) {
+        let (traces, waits) = (traces(), trace::read(WAITS));
+        for trace in traces.iter().chain(&waits).filter(|trace| !trace.is_for_calls()) {
             let (guard, hand) = library::guard(trace);
             replay::replay(&mut Library::new(&guard, hand), "the crate", trace).await;
         }
@@ -110,6 +133,12 @@ fn the_crate_decides_as_the_traces_say() {
             let (guard, hand) = library::guard(trace);
             replay::replay(&mut Caller::new(guard.into(), hand), "a call of the crate", trace).await;
         }
+        let waits = waits.into_iter().filter(|trace| !trace.has_priorities()).collect();
+        together(waits, |trace| async move {
+            let (guard, hand) = library::guard(&trace);
+            replay::replay(&mut Caller::new(guard.into(), hand), "a call of the crate", &trace).await;
+        })
+        .await;
     });
 }
 

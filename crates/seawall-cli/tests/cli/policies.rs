@@ -130,6 +130,12 @@ fn a_reload_under_load_loses_nothing() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(guard(admin, "payment")["bulkhead"]["limit"], 57);
+    // But what runs can still be looked at, and given orders.
+    for command in [&["status"][..], &["policies", "payment"], &["breaker", "payment", "open"]] {
+        let output = site.run(command);
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("seawall.yaml has mistakes"), "{command:?}: {said}");
+    }
     assert!(!up.log().contains("stay as they were"), "nobody was asked");
     assert!(up.stop().success());
 
@@ -224,7 +230,7 @@ fn an_operator_sees_why_and_overrules() {
     assert_eq!(get(site.gateway, "/payment/x").status, 200);
 
     for (args, code, part) in [
-        (&["breaker", "nobody", "closed"][..], 1, "`nobody` has not been called from here"),
+        (&["breaker", "nobody", "closed"][..], 1, "no breaker of `nobody`: it has not been called"),
         (&["breaker", "payment", "half-open"], 2, "forced-open, metrics-only"),
         (&["breaker", "payment", "banana"], 2, "forced-open, metrics-only"),
         (&["policies", "nobody"], 1, "nobody"),
@@ -438,7 +444,24 @@ fn every_value_that_is_out_of_its_range_is_refused_where_it_stands() {
             "breaker: { watch: { minimum_calls: 101 } }",
             "more than the window of 100 calls",
         ),
+        ("retry.backoff", "retry: { max_backoff: 1ms }", "of 25ms is longer than max_backoff of 1ms"),
+        ("bulkhead.adaptive.initial", "bulkhead: { adaptive: { initial: 2000 } }", "more than max of 1000"),
+        ("bulkhead.adaptive.initial", "bulkhead: { concurrent: 5000, adaptive: { min: 5 } }", "more than max of 1000"),
+        ("bulkhead.adaptive.min", "bulkhead: { concurrent: 5, adaptive: { min: 50 } }", "more than initial of 5"),
+        ("breaker.slow_call", "breaker: { slow_call: 11s }", "longer than timeout of 10s"),
+        ("hedge.delay", "hedge: { delay: 11s }", "longer than timeout of 10s"),
+        ("breaker.probe_lease", "breaker: { probe_lease: 1ns }", "1ms to"),
+        ("hedge.delay_floor", "hedge: { delay_floor: 1m }", "longer than timeout of 10s"),
+        ("retry.backoff", "retry: { backoff: 1h, max_backoff: 2h }", "longer than timeout of 10s"),
+        ("hedge.minimum_calls", "hedge: { delay: 5ms, minimum_calls: 50 }", "has no effect without"),
         // What would have no effect.
+        ("bulkhead.adaptive.latency", "bulkhead: { adaptive: { latency: 1s } }", "no effect without `algorithm: aimd`"),
+        ("bulkhead.wait", "bulkhead: { wait: 1s, queue: 0 }", "`queue` of 0 lets nobody wait"),
+        ("bulkhead.queue", "bulkhead: { queue: 5 }", "has no effect without `wait`"),
+        // A list is no block of keys, whatever its order.
+        ("breaker", "breaker: [false]", "expected a block of keys"),
+        ("retry", "retry: [7]", "expected a block of keys"),
+        ("chaos.latency", "chaos: { fault: 1%, latency: [] }", "expected a block of keys"),
         ("breaker.slow_rate", "breaker: { slow_rate: 50% }", "has no effect without `slow_call`"),
         (
             "breaker.watch.slow_rate",

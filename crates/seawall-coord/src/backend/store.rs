@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_store::{
-    CommitError, Committed, Compare, Cursor, Entry, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError,
+    CommitError, Committed, Compare, Cursor, Entry, Keys, Lease, LeaseId, Op, OpResult, ReadError, Store, Txn,
+    WatchError,
 };
 use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
@@ -200,7 +201,7 @@ impl StoreBackend {
     /// # Errors
     /// [`BackendError`] when the store cannot be written.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, BackendError> {
-        let fence_base = writing(queries::fence_base(&*store)).await?;
+        let fence_base = writing(seawall_store::fence_base(&*store)).await?;
         Ok(Self { store, fence_base })
     }
 
@@ -225,9 +226,11 @@ impl StoreBackend {
         name: &LockName,
         token: &Token,
     ) -> Result<Option<(Claim, bool)>, BackendError> {
-        let place = reading(queries::place(&*self.store, &queue(name), &key(name, lease, token))).await?;
-        let holds = place.before.is_none();
-        Ok(place.own.map(|own| (self.claim_of(name, token, &own), holds)))
+        let key = key(name, lease, token);
+        let Some(own) = reading(self.store.get(&key)).await? else { return Ok(None) };
+        let place = reading(queries::place(&*self.store, &queue(name), &key, own.created)).await?;
+        let own = place.own.filter(|now| now.created == own.created);
+        Ok(own.map(|own| (self.claim_of(name, token, &own), place.before.is_none())))
     }
 
     /// As [`Backend::claim`], but a wait that runs out leaves the claim in the queue, where the same want finds it again;
@@ -245,28 +248,30 @@ impl StoreBackend {
         }
         if patience.is_zero() {
             // Nothing is written for a lock that is held anyway.
-            let place = reading(queries::place(&*self.store, &queue, &key)).await?;
-            if place.own.is_none() && place.first.is_some() {
-                return Err(ClaimError::Busy { holder: self.holder(&place) });
+            let first = reading(queries::oldest(&*self.store, &queue)).await?;
+            if first.as_ref().is_some_and(|first| *first.key != *key) && reading(self.store.get(&key)).await?.is_none()
+            {
+                return Err(ClaimError::Busy { holder: self.holder(first.as_ref()) });
             }
         }
         let created = self.enqueue(lease, want, &key, until).await?;
         loop {
-            let place = self.look(&queue, &key, until).await?;
+            let place = self.look(&queue, &key, created, until).await?;
             // The own key, and no other that has come under the same name since.
             let Some(own) = place.own.as_ref().filter(|own| own.created == created) else {
                 return Err(self.why_gone(lease).await);
             };
             let Some(before) = &place.before else { return Ok(self.claim_of(&want.name, &want.token, own)) };
             if patience.is_zero() {
-                return Err(ClaimError::Busy { holder: self.holder(&place) });
+                return Err(ClaimError::Busy { holder: self.holder(place.first.as_ref()) });
             }
             // Known by its key and its revision: the key alone may be another's by now.
             let keys = [(&*before.key, before.created), (&*key, created)];
             let left = self.vanishes(&keys, place.revision);
             if tokio::time::timeout_at(until, left).await.is_err() {
-                let holder = self.holder(&place);
-                return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead: place.ahead, holder });
+                let holder = self.holder(place.first.as_ref());
+                let ahead = reading(queries::ahead(&*self.store, &queue, created)).await.unwrap_or(1);
+                return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead, holder });
             }
         }
     }
@@ -313,10 +318,16 @@ impl StoreBackend {
         }
     }
 
-    async fn look(&self, queue: &str, key: &str, until: Instant) -> Result<queries::Place, ClaimError> {
+    async fn look(
+        &self,
+        queue: &str,
+        key: &str,
+        created: Revision,
+        until: Instant,
+    ) -> Result<queries::Place, ClaimError> {
         let mut backoff = Backoff::new();
         loop {
-            match reading(queries::place(&*self.store, queue, key)).await {
+            match reading(queries::place(&*self.store, queue, key, created)).await {
                 Ok(place) => return Ok(place),
                 // The claim is in the queue and may come to hold the lock.
                 Err(error) if !backoff.wait(until).await => return Err(ClaimError::Unknown(error)),
@@ -329,7 +340,7 @@ impl StoreBackend {
     async fn vanishes(&self, keys: &[(&str, Revision)], from: Revision) {
         let mut cursors = Vec::with_capacity(keys.len());
         for (key, created) in keys {
-            match self.store.watch(key, from.next()).await {
+            match self.store.watch(Keys::One((*key).into()), from.next()).await {
                 Ok(cursor) => cursors.push(deleted(cursor, key, *created)),
                 // Look again, and watch from there.
                 Err(_) => return tokio::time::sleep(Duration::from_millis(50)).await,
@@ -370,8 +381,8 @@ impl StoreBackend {
         ClaimView { owner: value.owner, session, fence, since_ms: value.since_ms, info: value.info }
     }
 
-    fn holder(&self, place: &queries::Place) -> Option<Box<ClaimView>> {
-        place.first.as_ref().map(|entry| Box::new(self.view(entry)))
+    fn holder(&self, first: Option<&Entry>) -> Option<Box<ClaimView>> {
+        first.map(|entry| Box::new(self.view(entry)))
     }
 
     /// A lock with its holder and its queue; a lock that nobody wants has neither.
@@ -418,8 +429,7 @@ impl StoreBackend {
         }
         let mut tries = 0;
         loop {
-            let place = reading(queries::place(&*self.store, &queue(name), "")).await?;
-            let Some(first) = place.first else { return Ok(None) };
+            let Some(first) = reading(queries::oldest(&*self.store, &queue(name))).await? else { return Ok(None) };
             let holder = self.view(&first);
             let at_ms = unix_ms();
             let audit = Audit { lock: name.clone(), by: by.into(), why: why.into(), at_ms, holder: holder.clone() };
@@ -485,7 +495,9 @@ async fn deleted(mut cursor: Cursor, key: &str, created: Revision) {
                 }
             }
             Err(WatchError::Compacted { .. }) => return,
-            Err(WatchError::Closed) => return tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(WatchError::Closed | WatchError::Unavailable(_)) => {
+                return tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }
@@ -504,7 +516,7 @@ impl Backend for StoreBackend {
 
     async fn open(&self, terms: &Terms) -> Result<(StoreLease, Duration), BackendError> {
         self.limits().check(terms.ttl).map_err(refused)?;
-        let id = writing(self.store.grant(terms.ttl)).await?;
+        let Lease { id, ttl } = writing(self.store.grant(terms.ttl)).await?;
         let lease = StoreLease { id, secret: Token::random() };
         let (owner, secret) = (terms.owner.as_str().to_owned(), lease.secret.to_string());
         let value = json(&SessionValue { owner, secret, since_ms: unix_ms() });
@@ -515,7 +527,7 @@ impl Backend for StoreBackend {
             let _ = writing(self.store.revoke(id)).await;
             return Err(error);
         }
-        Ok((lease, terms.ttl))
+        Ok((lease, ttl))
     }
 
     async fn renew(&self, lease: &StoreLease) -> Result<Duration, BackendError> {

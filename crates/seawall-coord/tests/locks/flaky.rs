@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use seawall_store::{CommitError, Committed, Cursor, Entry, LeaseId, Range, ReadError, Store, Txn, WatchError};
+use seawall_store::{
+    CommitError, Committed, Cursor, Entry, Keys, Lease, LeaseId, LeaseInfo, Limits, Op, Query, Range, ReadError,
+    Status, Store, Txn, WatchError,
+};
 use seawall_types::Revision;
 
 pub(crate) struct Flaky {
@@ -64,14 +67,18 @@ impl Store for Flaky {
         self.store.get(key).await
     }
 
-    async fn range(&self, prefix: &str) -> Result<Range, ReadError> {
+    async fn query(&self, query: Query) -> Result<Range, ReadError> {
         self.reads()?;
-        self.store.range(prefix).await
+        self.store.query(query).await
     }
 
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         if self.dead.load(Ordering::SeqCst) {
             return unavailable();
+        }
+        let reads = |op: &Op| matches!(op, Op::Get(_) | Op::Oldest(_) | Op::NewestBefore(..));
+        if txn.then.iter().chain(&txn.otherwise).all(reads) {
+            return self.store.commit(txn).await;
         }
         let (trouble, before) = {
             let (random, share) = &mut *self.random.lock().unwrap();
@@ -89,7 +96,7 @@ impl Store for Flaky {
         if trouble || dies { Err(CommitError::Unknown("the test has lost the answer".into())) } else { done }
     }
 
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, CommitError> {
+    async fn grant(&self, ttl: Duration) -> Result<Lease, CommitError> {
         self.store.grant(ttl).await
     }
 
@@ -104,7 +111,29 @@ impl Store for Flaky {
         self.store.revoke(lease).await
     }
 
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Cursor, WatchError> {
-        self.store.watch(prefix, from).await
+    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+        self.store.watch(keys, from).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    async fn lease(&self, lease: LeaseId) -> Result<Option<LeaseInfo>, ReadError> {
+        self.reads()?;
+        self.store.lease(lease).await
+    }
+
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        self.store.watch_now(keys).await
+    }
+
+    async fn compact(&self, before: Revision) -> Result<(), CommitError> {
+        self.store.compact(before).await
+    }
+
+    async fn status(&self) -> Result<Status, ReadError> {
+        self.reads()?;
+        self.store.status().await
     }
 }

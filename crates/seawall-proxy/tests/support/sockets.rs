@@ -64,7 +64,7 @@ impl Proxy {
     }
 
     pub(crate) fn start_with(policy: serde_json::Value, addrs: &[SocketAddr], edge: Option<u8>, clock: Clock) -> Self {
-        let upstreams = Upstreams::with_clock(policies(policy), clock);
+        let upstreams = Upstreams::with_clock(policies(policy), clock).unwrap();
         upstreams.publish(fleet(addrs));
         let config = ServerConfig {
             name: "test".into(),

@@ -184,7 +184,7 @@ pub struct BreakerConfig {
     pub half_open_calls: Option<u16>,
     /// How the half-open state decides: `all`, `rate` or `ramp`. Default rate.
     pub verdict: Option<Verdict>,
-    /// A probe that is not back by then is replaced by another. Default: `open_for`, or twice `slow_call` if longer.
+    /// A probe that is not back by then is replaced by another; 1ms to a year. Default: `open_for`, or twice `slow_call` if longer.
     pub probe_lease: Option<Period>,
     /// A second set of thresholds, watched only: it is told when it would have opened.
     pub watch: Option<WatchConfig>,
@@ -217,7 +217,7 @@ impl BreakerConfig {
         found.positive("breaker.cancelled_after", self.cancelled_after);
         found.positive("breaker.open_for", self.open_for);
         found.positive("breaker.max_open_for", self.max_open_for);
-        found.positive("breaker.probe_lease", self.probe_lease);
+        found.range("breaker.probe_lease", self.probe_lease, SHORTEST_LEASE, FAR);
         found.range("breaker.minimum_calls", self.minimum_calls, 1, Window::MAX);
         found.range("breaker.half_open_calls", self.half_open_calls, 1, 1000);
         found.range("breaker.open_growth", self.open_growth, 1.0, 10.0);
@@ -305,6 +305,8 @@ impl BreakerConfig {
     }
 }
 
+/// A lease that is shorter than a call bounds no probes.
+const SHORTEST_LEASE: Period = Period::millis(1);
 /// Longer than anything stays open, and short enough to be added to any clock.
 const FAR: Period = Period::secs(365 * 24 * 3600);
 /// The longest time window in slices of a second.
@@ -388,6 +390,7 @@ impl Config {
         self.max_open_for = self.max_open_for.clamp(self.open_for, FAR);
         self.open_growth = if self.open_growth.is_nan() { 1.0 } else { self.open_growth.clamp(1.0, 10.0) };
         self.half_open_calls = self.half_open_calls.clamp(1, 1000);
+        self.probe_lease = self.probe_lease.map(|lease| lease.clamp(SHORTEST_LEASE, FAR));
         self
     }
 

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use seawall_types::{Period, Ratio};
 
+use super::control::RAMP;
 use super::*;
 
 #[derive(Clone, Copy, Debug)]

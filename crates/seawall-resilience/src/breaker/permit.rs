@@ -44,6 +44,14 @@ impl<B: AsRef<Breaker>> Permit<B> {
         self.breaker.as_ref().observe(self.epoch, self.started, report, None);
     }
 
+    /// The call waits for something else before it is made, such as a place in the bulkhead: if it is given up before
+    /// [`Permit::begin`], that says nothing about the service, however long the wait was.
+    #[inline]
+    pub fn waiting(mut self) -> Self {
+        self.started = UNSTARTED;
+        self
+    }
+
     /// The call is made only now: what went before, such as a wait for the bulkhead, is not the service's time.
     #[inline]
     pub fn begin(&mut self) {

@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use seawall_types::{Period, Ratio};
 
+use super::control::RAMP;
 use super::*;
+use crate::PolicyName;
 use crate::clock::Manual;
 
 fn config() -> Config {
@@ -565,4 +567,53 @@ fn a_panic_counts_although_the_future_is_dropped_long_after() {
     }
     assert_eq!((bench.breaker.state(), bench.breaker.counts().failed), (State::Open, 4));
     assert_eq!(bench.breaker.bad_calls()[0].cause, "panicked");
+}
+
+#[test]
+fn a_reload_that_shortens_the_lease_frees_who_waits_for_a_lost_probe() {
+    let exact = Config { semantics: Semantics::Resilience4j, probe_lease: None, half_open_calls: 1, ..config() };
+    let long = Config { probe_lease: Some(Period::secs(30 * 24 * 3600)), half_open_calls: 1, ..config() };
+    for before in [exact.clone(), long] {
+        for after in [Config { semantics: exact.semantics, ..before.clone() }, config()] {
+            let bench = Bench::ready_to_probe(before.clone());
+            std::mem::forget(bench.permit().unwrap());
+            bench.breaker.reload(Config { probe_lease: Some(Period::secs(5)), half_open_calls: 1, ..after });
+            bench.wait(3600);
+            bench.permit().map_or_else(|rejected| assert!(rejected.retry_after < Some(Duration::from_secs(60))), drop);
+            bench.wait(3600);
+            assert_eq!(bench.calls("s"), State::Closed);
+        }
+    }
+}
+
+/// What a call has asked for is forgotten with the call.
+#[test]
+fn a_wish_lasts_no_longer_than_its_call_is_looked_back_on() {
+    for window in [Window::Calls(10), Window::Time(Period::secs(60)), Window::Consecutive(4)] {
+        let bench = Bench::new(Config { window, retry_after: true, max_open_for: Period::secs(600), ..config() });
+        let report = Report { retry_after: Some(Duration::from_secs(500)), ..Outcome::Failure.into() };
+        bench.permit().unwrap().finish(report);
+        for _ in 0..100 {
+            bench.calls("s");
+            bench.wait(1);
+        }
+        while bench.calls("f") != State::Open {}
+        assert_eq!(bench.breaker.open_for(), Duration::from_secs(30), "{window}");
+    }
+}
+
+#[test]
+fn a_listener_that_panics_loses_no_probe() {
+    let (clock, hand) = Clock::manual();
+    let listener: Listener = Box::new(|event| {
+        assert!(!matches!(event, Event::Moved(Transition { to: State::HalfOpen, .. })), "on purpose");
+    });
+    let config = Config { half_open_calls: 1, ..config() };
+    let breaker = Arc::new(Breaker::new("payment".into(), config, clock, listener));
+    breaker.set(State::Open);
+    hand.advance(Duration::from_secs(31));
+    let ask = || drop(Breaker::try_acquire(&*breaker));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).is_err());
+    Breaker::try_acquire(&*breaker).unwrap().finish(Outcome::Success);
+    assert_eq!(breaker.state(), State::Closed);
 }

@@ -472,3 +472,14 @@ proptest! {
         prop_assert!(lock(&bulkhead.queue.0).highest().is_none());
     }
 }
+
+#[test]
+fn a_reload_changes_the_shares() {
+    let bulkhead = Bulkhead::new("payment".into(), Config::places(2), Clock::default());
+    let _taken = Bulkhead::try_acquire(&bulkhead).unwrap();
+    assert!(Bulkhead::try_acquire_as(&bulkhead, Priority::Low).is_ok());
+    let (half, all) = (Ratio::percent(50), Ratio::percent(100));
+    bulkhead.reload(Config { shares: [half, all, all, all], ..Config::places(2) });
+    assert_eq!(Bulkhead::try_acquire_as(&bulkhead, Priority::Low).unwrap_err().reason, Reason::Shed);
+    assert!(Bulkhead::try_acquire(&bulkhead).is_ok());
+}

@@ -7,10 +7,11 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::{GuardedBody, Held, retry_after};
-use crate::guard::Given;
-use crate::layer::{Classify, Usual};
+use crate::guard::{Given, Panics};
+use crate::layer::{Classify, Usual, completed};
 use crate::retry::{self, Decision};
-use crate::{CallError, Guard, Hedge, Priority, deadline};
+use crate::sync::{AtomicBool, Ordering};
+use crate::{CallError, Guard, Hedge, Priority, deadline, timeout};
 
 /// What of HTTP is worth another attempt: what [`retry::failures`] says of errors, and the answers 502, 503 and 504, after
 /// the time that they ask for. Only for calls that may be done twice.
@@ -50,7 +51,7 @@ const fn unavailable(status: StatusCode) -> bool {
 ///
 /// # Errors
 /// As for [`Guard::call`]. An answer of any status is `Ok`.
-pub async fn call<G, F, A, B, E, D>(guard: &G, make: F, again: D) -> Result<Response<GuardedBody<B>>, CallError<E>>
+pub async fn call<G, F, A, B, E, D>(guard: &G, make: F, mut again: D) -> Result<Response<GuardedBody<B>>, CallError<E>>
 where
     G: AsRef<Guard> + Clone + Send + Sync + 'static,
     F: Fn(u32) -> A,
@@ -60,7 +61,8 @@ where
 {
     let policies = guard.as_ref();
     let deadline = policies.timeout.deadline();
-    let given = Given::new(deadline);
+    let made = AtomicBool::new(false);
+    let given = Given::new(deadline, &made);
     let whole = async {
         if let Some(limiter) = policies.rate_limit.get() {
             limiter.acquire(deadline.left()).await?;
@@ -71,9 +73,16 @@ where
             None => attempt(guard, number, make, given).await,
             Some(hedge) => Box::pin(hedged(hedge, |beside| attempt(guard, number + beside - 1, make, given))).await,
         };
+        let again = |result: &_| {
+            let panics = Panics(policies);
+            let decision = again(result);
+            std::mem::forget(panics);
+            decision
+        };
         policies.retry.call(Some(until), number, again).await
     };
-    policies.timeout.total(deadline, deadline::scope(deadline, whole)).await?
+    let result = policies.timeout.total(deadline, deadline::scope(deadline, whole)).await;
+    completed(result.unwrap_or_else(|rejected| Err(rejected.into())), made.load(Ordering::Relaxed))
 }
 
 /// The first good answer counts. One that says that the service cannot answer ends no race while another call runs: its
@@ -98,7 +107,7 @@ async fn attempt<G, F, A, B, E>(
     guard: &G,
     number: u32,
     make: &F,
-    given: Given,
+    given: Given<'_>,
 ) -> Result<Response<GuardedBody<B>>, CallError<E>>
 where
     G: AsRef<Guard> + Clone + Send + Sync + 'static,
@@ -107,7 +116,7 @@ where
     B: Body,
 {
     let policies = guard.as_ref();
-    let mut held = Held::admit(guard, Priority::default(), given.deadline.left(), 0).await?;
+    let mut held = Held::admit(guard, Priority::current(), given.deadline.left(), 0).await?;
     held.begin();
     let begun = Instant::now();
     let call = async {
@@ -119,13 +128,18 @@ where
         if trouble.fault || trouble.status.is_some() {
             return Err(policies.chaos.fault().into());
         }
+        given.made.store(true, Ordering::Relaxed);
         make(number).await.map_err(CallError::Inner)
     };
     let result = match policies.timeout.attempt(given.deadline, call).await {
         Ok(result) => result,
-        // What is held is dropped: the attempt was given up.
-        Err(rejected) if given.ran_out(&rejected) => return Err(rejected.into()),
-        Err(rejected) => Err(rejected.into()),
+        // If the attempt was given up what is held is dropped.
+        Err(rejected) => {
+            if !given.ran_out(&rejected) {
+                held.finish(timeout::FAILURE);
+            }
+            return Err(rejected.into());
+        }
     };
     match result {
         Ok(response) => Ok(held.answered(response, begun.elapsed())),

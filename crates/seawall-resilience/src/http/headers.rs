@@ -7,14 +7,17 @@ use seawall_types::header::{PRIORITY, REJECTED, RETRIES_LEFT, TIMEOUT};
 
 use crate::{Chain, PolicyName, Priority, Rejected, deadline};
 
-/// Tells the next hop what is ambient here: the time that is left of the [`deadline`], and the retries that are left of
-/// the [`Chain`].
+/// Tells the next hop what is ambient here: the time that is left of the [`deadline`], the retries that are left of the
+/// [`Chain`], and how much it matters ([`Priority::current`]).
 pub fn pass_on(headers: &mut HeaderMap) {
     if let Some(left) = deadline::current().and_then(|deadline| deadline.to_header().try_into().ok()) {
         headers.insert(TIMEOUT, left);
     }
     if let Some(chain) = Chain::current() {
         headers.insert(RETRIES_LEFT, chain.left().into());
+    }
+    if Priority::current() != Priority::default() {
+        headers.insert(PRIORITY, HeaderValue::from_static(Priority::current().as_str()));
     }
 }
 
@@ -102,6 +105,9 @@ mod tests {
         Chain::new(2).scope(deadline::scope(Deadline::after(Duration::from_millis(1500)), pass)).await;
         assert_eq!((&headers[TIMEOUT], &headers[RETRIES_LEFT]), (&"1500".parse().unwrap(), &"2".parse().unwrap()));
         assert_eq!(chain(&headers).unwrap().left(), 2);
+        assert!(!headers.contains_key(PRIORITY));
+        Priority::Critical.scope(async { pass_on(&mut headers) }).await;
+        assert_eq!(priority(&headers), Priority::Critical);
     }
 
     #[test]

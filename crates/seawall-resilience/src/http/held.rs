@@ -7,8 +7,7 @@ use http::Response;
 use http_body::Body;
 
 use super::{Head, ObservedBody};
-use crate::adaptive::Ended;
-use crate::{Breaker, Bulkhead, Guard, Outcome, Priority, Rejected, Report, breaker, bulkhead, ended};
+use crate::{Breaker, Bulkhead, Guard, Outcome, Priority, Rejected, Report, accepted, breaker, bulkhead, ended};
 
 /// Settles a call when its body has ended.
 pub type Settle = Box<dyn FnOnce(Report) + Send + Sync>;
@@ -59,7 +58,7 @@ impl<G: AsRef<Guard> + Clone> Held<G> {
             held.throttled = true;
         }
         if policies.breaker.get().is_some() {
-            held.breaker = Some(Breaker::try_acquire(Part(guard.clone()))?);
+            held.breaker = Some(Breaker::try_acquire(Part(guard.clone()))?.waiting());
         }
         if policies.bulkhead.get().is_some() {
             match Bulkhead::acquire_as(Part(guard.clone()), priority, limit).await {
@@ -88,16 +87,13 @@ impl<G: AsRef<Guard>> Held<G> {
     }
 
     fn settle(&mut self, report: Report) {
-        let report = Report { trace: self.trace, ..report };
+        let trace = if self.trace == 0 { report.trace } else { self.trace };
+        let report = Report { trace, ..report };
         self.head = None;
         if std::mem::take(&mut self.throttled)
-            && let Some(throttle) = self.guard.as_ref().throttle.kept()
+            && let (Some(throttle), Some(accepted)) = (self.guard.as_ref().throttle.kept(), accepted(&report))
         {
-            match ended(&report) {
-                Ended::Served => throttle.record(true),
-                Ended::Dropped => throttle.record(false),
-                Ended::Ignored => {}
-            }
+            throttle.record(accepted);
         }
         if let Some(place) = self.place.take() {
             place.finish(ended(&report), report.took);

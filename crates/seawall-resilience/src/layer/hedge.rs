@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::attempt;
+use super::{GuardedError, attempt, completed, had_begun};
 use crate::hedge::Hedge;
 
 /// Asks a service a second time when no answer comes in time. Only for calls that may be done twice.
@@ -44,7 +45,7 @@ impl<S, R, B> Service<R> for HedgeService<S, B>
 where
     S: Service<R> + Clone + Send + 'static,
     S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S::Error: GuardedError + Send + 'static,
     S::Future: Send + 'static,
     R: Clone + Send + 'static,
     B: AsRef<Hedge> + Clone + Send + Sync + 'static,
@@ -62,8 +63,19 @@ where
         let mut ready = Some(std::mem::replace(&mut self.inner, clone.clone()));
         let hedge = self.hedge.clone();
         Box::pin(async move {
-            let make = move |_| attempt(ready.take(), clone.clone(), request.clone());
-            hedge.as_ref().call(make).await
+            let mut make = move |_: u32| attempt(ready.take(), clone.clone(), request.clone());
+            let begun = AtomicBool::new(false);
+            let make = |number| {
+                let made = make(number);
+                let begun = &begun;
+                async move {
+                    let result = made.await;
+                    begun.fetch_or(had_begun(&result), Ordering::Relaxed);
+                    result
+                }
+            };
+            let result = hedge.as_ref().call(make).await;
+            completed(result, begun.into_inner())
         })
     }
 }

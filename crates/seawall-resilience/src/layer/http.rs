@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::http::{GuardedBody, Head, Held, ObservedBody, chain, priority, rejection, trace};
-use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline};
+use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline, timeout};
 
 /// Puts a [`Guard`] around a service that answers HTTP requests, in a server of axum or hyper: what is turned away gets an
 /// answer (503, 429 or 504) instead of an error.
@@ -106,15 +106,15 @@ where
         let guard = self.guard.clone();
         let own = guard.as_ref().timeout.deadline();
         let deadline = told.deadline.map_or(own, |told| told.min(own));
-        let chain = told.chain.take();
-        let call = async move {
+        let (chain, priority) = (told.chain.take(), told.priority);
+        let call = priority.scope(async move {
             let whole = serve(&guard, ready, request, &told, deadline);
             match guard.as_ref().timeout.total(deadline, deadline::scope(deadline, whole)).await {
                 Ok(result) => result,
                 // What the service had begun to answer has its own limit, which ends no later.
                 Err(rejected) => Ok(turned_away(&rejected, false)),
             }
-        };
+        });
         match chain {
             Some(chain) => Box::pin(chain.scope(call)),
             None => Box::pin(call),
@@ -171,7 +171,7 @@ where
             if rejected.reason == Reason::Deadline && told.deadline == Some(deadline) {
                 drop(held);
             } else {
-                held.finish(Report { cause: "timeout", overloaded: true, ..Outcome::Failure.into() });
+                held.finish(timeout::FAILURE);
             }
             Ok(turned_away(&rejected, true))
         }

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{GuardedError, Usual, attempt};
+use super::{GuardedError, Usual, attempt, completed, had_begun};
 use crate::retry::{Decision, Retrier};
 use crate::{Chain, PolicyName, Reason, Tick, deadline};
 
@@ -135,7 +135,7 @@ impl<S, R, B, D> Again<S, R, B, D>
 where
     S: Service<R> + Clone + Send + 'static,
     S::Response: Send,
-    S::Error: Send,
+    S::Error: GuardedError + Send,
     S::Future: Send,
     R: Clone + Send + 'static,
     B: AsRef<Retrier> + Send + Sync + 'static,
@@ -152,7 +152,14 @@ where
         let retrier = retrier.as_ref();
         let Ok(charge) = retrier.again(1, Duration::ZERO, deadline, after) else { return result };
         let make = move |_| attempt(None, service.clone(), request.clone());
-        retrier.repeat(deadline, make, move |result: &_| decide.decide(result), result, charge).await
+        let mut begun = had_begun(&result);
+        let any = &mut begun;
+        let decide = move |result: &_| {
+            *any |= had_begun(result);
+            decide.decide(result)
+        };
+        let result = retrier.repeat(deadline, make, decide, result, charge).await;
+        completed(result, begun)
     }
 }
 

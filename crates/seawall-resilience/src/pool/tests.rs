@@ -250,3 +250,28 @@ fn the_file_has_defaults_and_bounds() {
     let base = PoolConfig { workers: Some(4), min: Some(3), ..PoolConfig::default() };
     assert_eq!(own.or(&base).resolve(), Config { min: 2, ..config(2, 100) });
 }
+
+#[tokio::test]
+async fn what_is_ambient_goes_along_and_nobody_waits_beyond_the_deadline() {
+    let config = Config { workers: 1, queue: 1, wait: Period::secs(30), min: 1, idle: None };
+    let pool = Pool::new("blocking".into(), config, Clock::default());
+    let far = Deadline::after(Duration::from_secs(60));
+    let seen = Chain::new(3).scope(deadline::scope(
+        far,
+        Priority::High.scope(pool.call(|| {
+            Ok::<_, ()>((deadline::current(), Chain::current().map(|chain| chain.left()), Priority::current()))
+        })),
+    ));
+    assert_eq!(seen.await.unwrap(), (Some(far), Some(3), Priority::High));
+
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let busy = pool.call(move || gate.recv().map_err(drop));
+    let late = async {
+        let soon = Deadline::after(Duration::from_millis(50));
+        let error = deadline::scope(soon, pool.call(|| Ok::<_, ()>(()))).await.unwrap_err();
+        release.send(()).unwrap();
+        error
+    };
+    let (busy, late) = tokio::join!(busy, late);
+    assert_eq!((busy, late.rejected().map(|rejected| rejected.reason)), (Ok(()), Some(Reason::Deadline)));
+}

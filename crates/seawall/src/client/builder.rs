@@ -185,7 +185,8 @@ impl ClientBuilder {
             return Err(BuildError::Invalid { problems: self.problems });
         }
         let body_limit = self.body_limit;
-        let upstreams = Upstreams::new(std::mem::take(&mut self.policies));
+        let upstreams = Upstreams::new(std::mem::take(&mut self.policies))
+            .map_err(|invalid| BuildError::Invalid { problems: vec![invalid.to_string()] })?;
         let following = if self.control.is_empty() {
             upstreams.publish(Arc::new(Snapshot { services: self.services, ..Snapshot::default() }));
             None
@@ -197,10 +198,8 @@ impl ClientBuilder {
     }
 
     fn check(&mut self) {
-        for (service, policy) in &self.policies.0 {
-            for (path, what) in policy.problems() {
-                self.problems.push(format!("policies.{service}.{path}: {what}"));
-            }
+        for (service, path, what) in self.policies.problems() {
+            self.problems.push(format!("policies.{service}.{path}: {what}"));
         }
         if let Some(error) = self.name.as_deref().and_then(|name| InstanceId::try_new(name).err()) {
             self.problems.push(format!("name: {error}"));

@@ -177,7 +177,7 @@ async fn traffic(rng: &mut Rng, trace: &mut Trace, host: &mut impl Host, guard: 
             let call = next;
             next += 1;
             let priority = shares.then(|| pick(rng, &["low", "normal", "high", "critical"]));
-            let decision = host.ask(call, priority.as_deref()).await;
+            let decision = host.ask(call, priority.as_deref(), false).await;
             if decision.what == "admitted" {
                 under_way.push((call, at));
             }
@@ -208,6 +208,8 @@ async fn traffic(rng: &mut Rng, trace: &mut Trace, host: &mut impl Host, guard: 
 }
 
 async fn look(host: &mut impl Host, at: u64) -> Step {
-    let standing = host.standing().await;
+    let mut standing = host.standing().await;
+    // Nobody waits in any of them.
+    standing.counts.remove("waiting");
     Step::Look { at, state: standing.state, counts: standing.counts }
 }

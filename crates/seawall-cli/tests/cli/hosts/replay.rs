@@ -9,11 +9,14 @@ pub(crate) trait Host {
     /// Goes on to a moment, in milliseconds since the beginning.
     fn go(&mut self, at: u64) -> impl Future<Output = ()>;
 
-    /// A call asks.
-    fn ask(&mut self, call: u64, priority: Option<&str>) -> impl Future<Output = Decision>;
+    /// A call asks. Where it `waits` in a queue, that is a decision too; it is looked for only if it is expected.
+    fn ask(&mut self, call: u64, priority: Option<&str>, waits: bool) -> impl Future<Output = Decision>;
 
     /// The service does something with the attempt that it has; returns when the host has taken that in.
     fn end(&mut self, call: u64, outcome: Outcome) -> impl Future<Output = Decision>;
+
+    /// What becomes of a call that has waited until now.
+    fn hear(&mut self, call: u64) -> impl Future<Output = Decision>;
 
     /// How the policies stand.
     fn standing(&mut self) -> impl Future<Output = Standing>;
@@ -28,13 +31,19 @@ pub(crate) async fn replay(host: &mut impl Host, name: &str, trace: &Trace) {
         };
         match step {
             Step::Ask { call, priority, then, .. } => {
-                let decision = host.ask(*call, priority.as_deref()).await;
+                let decision = host.ask(*call, priority.as_deref(), then.what == "waits").await;
                 if !then.met_by(&decision) {
                     differs(&decision);
                 }
             }
             Step::End { call, outcome, then, .. } => {
                 let decision = host.end(*call, *outcome).await;
+                if !then.met_by(&decision) {
+                    differs(&decision);
+                }
+            }
+            Step::Hear { call, then, .. } => {
+                let decision = host.hear(*call).await;
                 if !then.met_by(&decision) {
                     differs(&decision);
                 }

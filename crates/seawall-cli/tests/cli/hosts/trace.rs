@@ -29,6 +29,8 @@ pub(crate) enum Step {
     Ask { at: u64, call: u64, priority: Option<String>, then: Expected },
     /// What the service does with the attempt that it has, or that the client has gone.
     End { at: u64, call: u64, outcome: Outcome, then: Expected },
+    /// What becomes of a call that has waited.
+    Hear { at: u64, call: u64, then: Expected },
     /// How the policies stand.
     Look { at: u64, state: String, counts: BTreeMap<String, u64> },
 }
@@ -43,6 +45,8 @@ pub(crate) enum Outcome {
     Ignored,
     /// The client has gone.
     GivenUp,
+    /// It does not end: the host waits for it, until it does something about that.
+    Silence,
 }
 
 impl Outcome {
@@ -52,6 +56,7 @@ impl Outcome {
             Self::Failure(_) => "failure",
             Self::Ignored => "ignored",
             Self::GivenUp => "given-up",
+            Self::Silence => "silence",
         }
     }
 }
@@ -59,8 +64,9 @@ impl Outcome {
 /// What a host made of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// `admitted`: an attempt has reached the service; `ended`: the caller has the service's answer, or has gone;
-    /// `breaker:open` and the like: the policy that turned the attempt away, and its reason.
+    /// `admitted`: an attempt has reached the service; `waits`: it stands in the queue of the bulkhead; `ended`: the caller has the service's answer, or has gone;
+    /// `breaker:open` and the like: the policy that turned the attempt away, and its reason; of `timeout` none, since
+    /// over HTTP its words are for people alone.
     pub(crate) what: String,
     /// In how many whole seconds it is worth trying again, rounded up; only of a rejection.
     pub(crate) after: Option<u64>,
@@ -105,9 +111,11 @@ pub(crate) struct Standing {
 }
 
 impl Trace {
-    /// Whether it has hedges, or a chain of retries: only whole calls make them, and the parts alone do not.
+    /// Whether it has hedges, a chain of retries, limits of time or chaos: only whole calls make them, and the parts
+    /// alone do not.
     pub(crate) fn is_for_calls(&self) -> bool {
-        !self.policy["hedge"].is_null() || !self.policy["retry"]["chain"].is_null()
+        let of_calls = ["hedge", "timeout", "attempt_timeout", "chaos"];
+        of_calls.iter().any(|part| !self.policy[part].is_null()) || !self.policy["retry"]["chain"].is_null()
     }
 
     /// Whether some call is of another priority than `normal`.
@@ -119,7 +127,7 @@ impl Trace {
 impl Step {
     pub(crate) const fn at(&self) -> u64 {
         match self {
-            Self::Ask { at, .. } | Self::End { at, .. } | Self::Look { at, .. } => *at,
+            Self::Ask { at, .. } | Self::End { at, .. } | Self::Hear { at, .. } | Self::Look { at, .. } => *at,
         }
     }
 }
@@ -152,6 +160,10 @@ impl From<Step> for Value {
                 note("after", then.after.map(Value::from));
                 vec![json!("!"), json!(at), json!(call), json!(outcome.as_str())]
             }
+            Step::Hear { at, call, then } => {
+                note("after", then.after.map(Value::from));
+                vec![json!(":"), json!(at), json!(call), json!(then.what)]
+            }
             Step::Look { at, state, counts } => {
                 more.extend(counts.into_iter().map(|(name, count)| (name, count.into())));
                 vec![json!("="), json!(at), json!(state)]
@@ -182,6 +194,7 @@ impl TryFrom<Value> for Step {
         let known: &[&str] = match kind {
             "?" => &["priority", "after"],
             "!" => &["retry_after", "then", "after"],
+            ":" => &["after"],
             _ => &COUNTS,
         };
         if more.keys().any(|key| !known.contains(&key.as_str())) {
@@ -205,9 +218,15 @@ impl TryFrom<Value> for Step {
                     "ignored" => Outcome::Ignored,
                     // `cancelled` is the word of Resilience4j's traces.
                     "given-up" | "cancelled" => Outcome::GivenUp,
+                    "silence" => Outcome::Silence,
                     _ => return Err(bad()),
                 },
                 then: Expected { what: text("then").unwrap_or_else(|| "ended".to_owned()), after: count("after") },
+            },
+            ":" => Self::Hear {
+                at: number(1)?,
+                call: number(2)?,
+                then: Expected { what: word(3)?.to_owned(), after: count("after") },
             },
             "=" => {
                 let counts = more.iter().map(|(name, count)| Some((name.clone(), count.as_u64()?)));
@@ -220,7 +239,7 @@ impl TryFrom<Value> for Step {
 }
 
 /// What a look may count.
-pub(crate) const COUNTS: [&str; 6] = ["calls", "failed", "slow", "would_open", "in_use", "retries"];
+pub(crate) const COUNTS: [&str; 7] = ["calls", "failed", "slow", "would_open", "in_use", "waiting", "retries"];
 
 /// The traces of a file of `tests/traces`.
 pub(crate) fn read(file: &str) -> Vec<Trace> {

@@ -92,6 +92,16 @@ pub(crate) enum Behind {
     There { admin: SocketAddr, begun: Instant },
 }
 
+impl Behind {
+    /// Between two looks: another process has to make a page for each.
+    const fn pause(&self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Here { .. } => 1,
+            Self::There { .. } => 20,
+        })
+    }
+}
+
 /// A gateway or a sidecar.
 pub(crate) struct Wire {
     addr: SocketAddr,
@@ -99,6 +109,12 @@ pub(crate) struct Wire {
     behind: Behind,
     service: Service,
     calls: HashMap<u64, Call>,
+    /// Attempts that are never answered: dropped, their connections would close.
+    silent: Vec<oneshot::Sender<String>>,
+    /// Calls in the queue of the bulkhead.
+    waiting: HashMap<u64, TcpStream>,
+    /// Attempts of calls that have waited, until the trace asks for them.
+    early: HashMap<u64, oneshot::Sender<String>>,
 }
 
 /// A call whose attempt is at the service.
@@ -110,23 +126,33 @@ struct Call {
 impl Wire {
     /// `addr` passes `/name/…` on to `service`, as `/…`.
     pub(crate) fn new(addr: SocketAddr, name: &str, behind: Behind, service: Service) -> Self {
-        Self { addr, name: name.to_owned(), behind, service, calls: HashMap::new() }
+        let (calls, waiting, early) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { addr, name: name.to_owned(), behind, service, calls, silent: Vec::new(), waiting, early }
     }
 
     /// Waits until an attempt of this call has reached the service, or the host has answered.
     async fn outcome(&mut self, number: u64, mut client: TcpStream) -> Decision {
-        let mut answer = Vec::new();
-        let came = tokio::select! {
-            read = timeout(PATIENCE, client.read_to_end(&mut answer)) => {
-                read.expect("neither an answer nor a request at the service").expect("the host does not break off");
-                None
+        let mut text = Vec::new();
+        loop {
+            if let Some(answer) = self.early.remove(&number) {
+                assert_eq!(text.len(), 0, "an answer before the service has given one");
+                self.calls.insert(number, Call { client, answer });
+                return Decision::of("admitted");
             }
-            arrival = self.service.arrivals.recv() => arrival,
-        };
-        let Some(arrival) = came else { return decision(&String::from_utf8_lossy(&answer)) };
-        assert_eq!((arrival.call, answer.len()), (number, 0), "another call's attempt has reached the service");
-        self.calls.insert(number, Call { client, answer: arrival.answer });
-        Decision::of("admitted")
+            tokio::select! {
+                // What is read when an arrival comes in between stays in the text.
+                read = timeout(PATIENCE, client.read_to_end(&mut text)) => {
+                    read.expect("neither an answer nor a request at the service").expect("the host does not break off");
+                    return decision(&String::from_utf8_lossy(&text));
+                }
+                arrival = self.service.arrivals.recv() => {
+                    let Arrival { call, answer } = arrival.expect("the service lasts as long as the host");
+                    let known = call == number || self.waiting.contains_key(&call);
+                    assert!(known, "another call's attempt has reached the service");
+                    self.early.insert(call, answer);
+                }
+            }
+        }
     }
 }
 
@@ -144,7 +170,8 @@ fn decision(answer: &str) -> Decision {
     // The mark names the policy, the words for people its reason.
     let why = body.split_once(": ").map_or("", |(_, why)| why.split(';').next().unwrap_or_default()).trim();
     let after = field("retry-after").map(|seconds| seconds.parse().expect("whole seconds"));
-    Decision { what: format!("{policy}:{why}"), after }
+    let what = if policy == "timeout" { policy.to_owned() } else { format!("{policy}:{why}") };
+    Decision { what, after }
 }
 
 impl Host for Wire {
@@ -156,16 +183,31 @@ impl Host for Wire {
         }
     }
 
-    async fn ask(&mut self, call: u64, priority: Option<&str>) -> Decision {
+    async fn ask(&mut self, call: u64, priority: Option<&str>, waits: bool) -> Decision {
+        let before = if waits { self.count("waiting").await } else { 0 };
         let mut client = TcpStream::connect(self.addr).await.unwrap();
         let priority = priority.map(|priority| format!("seawall-priority: {priority}\r\n")).unwrap_or_default();
         let name = &self.name;
         let request = format!("GET /{name}/{call} HTTP/1.1\r\nhost: test\r\n{priority}connection: close\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
+        if waits {
+            let end = Instant::now() + PATIENCE;
+            while self.count("waiting").await <= before {
+                assert!(Instant::now() < end, "the call does not wait");
+                tokio::time::sleep(self.behind.pause()).await;
+            }
+            self.waiting.insert(call, client);
+            return Decision::of("waits");
+        }
         self.outcome(call, client).await
     }
 
     async fn end(&mut self, number: u64, outcome: Outcome) -> Decision {
+        if let Some(client) = self.waiting.remove(&number) {
+            assert_eq!(outcome, Outcome::GivenUp, "the service has nothing of a call that waits");
+            self.leave(client, "waiting").await;
+            return Decision::of("ended");
+        }
         let Call { client, answer } = self.calls.remove(&number).expect("a call that was admitted");
         let text = match outcome {
             Outcome::Success => "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwell\n".to_owned(),
@@ -177,21 +219,24 @@ impl Host for Wire {
             Outcome::Ignored => "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 1\r\n\
                                  content-length: 0\r\n\r\n"
                 .to_owned(),
+            Outcome::Silence => {
+                self.silent.push(answer);
+                return self.outcome(number, client).await;
+            }
             Outcome::GivenUp => {
-                let before = self.in_use().await;
-                drop(client);
-                let end = Instant::now() + PATIENCE;
                 // The place is given back after everything else that the attempt held. The service holds still
                 // meanwhile: an answer from it would be another end.
-                while self.in_use().await >= before {
-                    assert!(Instant::now() < end, "the host does not notice that its client has gone");
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                self.leave(client, "in_use").await;
                 drop(answer);
                 return Decision::of("ended");
             }
         };
         answer.send(text).unwrap_or_else(|_| panic!("the host has left call {number}"));
+        self.outcome(number, client).await
+    }
+
+    async fn hear(&mut self, number: u64) -> Decision {
+        let client = self.waiting.remove(&number).expect("a call that waits");
         self.outcome(number, client).await
     }
 
@@ -204,8 +249,24 @@ impl Host for Wire {
 }
 
 impl Wire {
-    async fn in_use(&mut self) -> u64 {
-        *self.standing().await.counts.get("in_use").expect("a call can be given up only where there is a bulkhead")
+    async fn count(&mut self, name: &str) -> u64 {
+        *self
+            .standing()
+            .await
+            .counts
+            .get(name)
+            .expect("a call waits, or can be given up, only where there is a bulkhead")
+    }
+
+    /// The client goes away; returns when the host has noticed, and one less is counted.
+    async fn leave(&mut self, client: TcpStream, name: &str) {
+        let before = self.count(name).await;
+        drop(client);
+        let end = Instant::now() + PATIENCE;
+        while self.count(name).await >= before {
+            assert!(Instant::now() < end, "the host does not notice that its client has gone");
+            tokio::time::sleep(self.behind.pause()).await;
+        }
     }
 }
 
@@ -226,6 +287,7 @@ async fn there(admin: SocketAddr, name: &str) -> Standing {
         ("slow", &breaker["slow"]),
         ("would_open", &breaker["would_open"]),
         ("in_use", &guard["bulkhead"]["in_use"]),
+        ("waiting", &guard["bulkhead"]["waiting"]),
         ("retries", &guard["retry"]["retries"]),
     ];
     let counts: BTreeMap<_, _> =

@@ -41,7 +41,7 @@ fn name(text: &str) -> ServiceName {
 pub(crate) async fn start(kind: Kind, trace: &Trace) -> Running {
     let (clock, hand) = Clock::manual();
     let policies = Policies([(name(SERVICE), policy(trace))].into());
-    let upstreams = Upstreams::with_clock(policies, clock);
+    let upstreams = Upstreams::with_clock(policies, clock).unwrap();
     let service = Service::start().await;
     let id = InstanceId::try_new("svc-1").unwrap();
     let instance = Some(Instance::new(id.clone(), service.addr));

@@ -1,10 +1,9 @@
-//! What the recipe asks of a store beyond the store's own words, built from `range`. A store that has an index for these
-//! questions replaces this file.
+//! What the recipe asks of a store, in the store's own words.
 
-use seawall_store::{CommitError, Compare, Entry, Op, ReadError, Store, Txn};
+use seawall_store::{CommitError, Entry, Keys, Op, OpResult, ReadError, Store, Txn};
 use seawall_types::Revision;
 
-/// Where a key stands in its queue.
+/// Where a key stands in its queue, read at one revision.
 #[derive(Debug)]
 pub(super) struct Place {
     /// The revision at which all of it was true.
@@ -15,8 +14,6 @@ pub(super) struct Place {
     pub(super) first: Option<Entry>,
     /// The newest key that is older than this one.
     pub(super) before: Option<Entry>,
-    /// How many are older.
-    pub(super) ahead: usize,
 }
 
 /// The order of a queue: by the revision that created a key. Names decide nothing, but make it an order.
@@ -24,15 +21,33 @@ fn order(a: &Entry, b: &Entry) -> std::cmp::Ordering {
     a.created.cmp(&b.created).then_with(|| a.key.cmp(&b.key))
 }
 
-/// Where `key` stands among the keys under `queue`; for a key that is not there, all of them are before it.
-pub(super) async fn place(store: &dyn Store, queue: &str, key: &str) -> Result<Place, ReadError> {
-    let range = store.range(queue).await?;
-    let own = range.entries.iter().find(|entry| &*entry.key == key).cloned();
-    let older = |entry: &&Entry| own.as_ref().is_none_or(|own| order(entry, own).is_lt());
-    let first = range.entries.iter().min_by(|a, b| order(a, b)).cloned();
-    let before = range.entries.iter().filter(older).max_by(|a, b| order(a, b)).cloned();
-    let ahead = range.entries.iter().filter(older).count();
-    Ok(Place { revision: range.revision, own, first, before, ahead })
+/// Where `key`, as it was `created`, stands among the keys under `queue`. Takes no longer however many they are.
+pub(super) async fn place(store: &dyn Store, queue: &str, key: &str, created: Revision) -> Result<Place, ReadError> {
+    let then = vec![Op::Get(key.into()), Op::Oldest(queue.into()), Op::NewestBefore(queue.into(), created)];
+    let (revision, mut entries) = read(store, then).await?;
+    let before = entries.pop().flatten();
+    let first = entries.pop().flatten();
+    let own = entries.pop().flatten();
+    Ok(Place { revision, own, first, before })
+}
+
+/// The oldest key under `queue`.
+pub(super) async fn oldest(store: &dyn Store, queue: &str) -> Result<Option<Entry>, ReadError> {
+    Ok(read(store, vec![Op::Oldest(queue.into())]).await?.1.pop().flatten())
+}
+
+/// A transaction that only reads.
+async fn read(store: &dyn Store, then: Vec<Op>) -> Result<(Revision, Vec<Option<Entry>>), ReadError> {
+    let committed = store.commit(Txn { then, ..Txn::default() }).await;
+    let committed = committed.map_err(|error: CommitError| ReadError::Unavailable(error.to_string()))?;
+    let entry = |result| if let OpResult::Got(entry) = result { entry } else { None };
+    Ok((committed.revision, committed.results.into_iter().map(entry).collect()))
+}
+
+/// How many keys under `queue` are older than one that was `created` then.
+pub(super) async fn ahead(store: &dyn Store, queue: &str, created: Revision) -> Result<usize, ReadError> {
+    let entries = store.range(queue).await?.entries;
+    Ok(entries.iter().filter(|entry| entry.created < created).count())
 }
 
 /// Every key under `prefix`, the oldest first.
@@ -44,25 +59,6 @@ pub(super) async fn by_age(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>
 
 /// One key, with a revision at which this was true. Watch from its successor to miss nothing.
 pub(super) async fn one(store: &dyn Store, key: &str) -> Result<(Revision, Option<Entry>), ReadError> {
-    let range = store.range(key).await?;
-    Ok((range.revision, range.entries.into_iter().find(|entry| &*entry.key == key)))
-}
-
-/// Where the number is kept that revisions are added to. Written once in the life of a store.
-const FENCE_BASE: &str = "meta/fence-base";
-
-/// What a fencing token is more than a revision. A store that begins anew begins its revisions anew, and the tokens have to
-/// grow nevertheless: so a new store starts from the time, at a million a second, faster than any store writes.
-pub(super) async fn fence_base(store: &dyn Store) -> Result<u64, CommitError> {
-    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let put = Op::Put { key: FENCE_BASE.into(), value: (unix << 20).to_string().into(), lease: None };
-    let get = Op::Get(FENCE_BASE.into());
-    let txn =
-        Txn { compare: vec![Compare::Absent(FENCE_BASE.into())], then: vec![put, get.clone()], otherwise: vec![get] };
-    let committed = store.commit(txn).await?;
-    let Some(seawall_store::OpResult::Got(Some(entry))) = committed.results.into_iter().next_back() else {
-        return Err(CommitError::Unavailable(format!("`{FENCE_BASE}` was written and is not there")));
-    };
-    let number = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| CommitError::Invalid(format!("`{FENCE_BASE}` holds no number")))
+    let range = store.query(seawall_store::Query::new(Keys::One(key.into()))).await?;
+    Ok((range.revision, range.entries.into_iter().next()))
 }
