@@ -371,6 +371,10 @@ impl Retrier {
     /// The result of an attempt that is to be repeated is kept until the next one starts, as it may yet become the
     /// call's.
     ///
+    /// A rejection by a policy within `attempt` does not know of the attempts before it
+    /// ([`Rejected::had_begun`](crate::Rejected::had_begun)): [`Guard::call`](crate::Guard::call) and the layers see to
+    /// that, here it is the caller's to do.
+    ///
     /// Cancel safe: dropped while it waits, it gives back what the retry had taken from budget and chain.
     pub async fn call<T, E, F, A, D>(&self, deadline: Option<Tick>, mut attempt: F, mut decide: D) -> Result<T, E>
     where

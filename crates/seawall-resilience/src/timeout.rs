@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use seawall_types::Period;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::clock::nanos;
 use crate::deadline::Deadline;
@@ -112,9 +112,11 @@ impl Timeout {
     /// to begin with, it has not begun.
     #[inline(always)]
     pub fn attempt<F: Future>(&self, deadline: Deadline, future: F) -> Limit<F, Rejected> {
-        let (left, own) = (deadline.left(), Duration::from_nanos(self.attempt.load(Ordering::Relaxed)));
+        let (now, own) = (Instant::now(), Duration::from_nanos(self.attempt.load(Ordering::Relaxed)));
+        let left = deadline.left_at(now);
         if own < left {
-            return Limit::new(future, Until::After(own), self.rejected(Reason::Attempt));
+            // From now, not from when it first waits: so it is over before the whole is.
+            return Limit::new(future, Until::At(Deadline::at(now + own)), self.rejected(Reason::Attempt));
         }
         Limit::new(future, Until::of(deadline, left), self.rejected(Reason::Deadline))
     }
@@ -140,8 +142,10 @@ impl Timeout {
     #[inline(always)]
     pub(crate) fn attempt_of<F>(&self, deadline: Option<Deadline>, make: impl FnOnce() -> F) -> Limit<F, Rejected> {
         let own = Duration::from_nanos(self.attempt.load(Ordering::Relaxed));
-        let (until, reason) = match deadline.map(|deadline| (deadline, deadline.left())) {
+        let now = Instant::now();
+        let (until, reason) = match deadline.map(|deadline| (deadline, deadline.left_at(now))) {
             Some((deadline, left)) if left <= own => (Until::of(deadline, left), Reason::Deadline),
+            Some(_) => (Until::At(Deadline::at(now + own)), Reason::Attempt),
             None if own == Duration::from_nanos(u64::MAX) => (Until::After(self.limits().0), Reason::Deadline),
             _ => (Until::After(own), Reason::Attempt),
         };

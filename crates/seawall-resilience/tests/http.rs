@@ -467,3 +467,46 @@ async fn an_unavailable_answer_wins_no_race() {
     drop(response);
     assert_eq!(bulkhead.in_use(), 0);
 }
+
+/// While a retry waits, what its failed attempt had is free for others, and the breaker knows.
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_no_place() {
+    let guard = guard(serde_json::json!({
+        "bulkhead": { "concurrent": 1 }, "retry": { "attempts": 2, "strategy": "fixed", "backoff": "1s", "jitter": "none" },
+    }));
+    let attempt = |_| async {
+        let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
+            Result<http_body::Frame<axum::body::Bytes>, std::io::Error>,
+        >());
+        let mut response = http::Response::new(body);
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        Ok::<_, std::io::Error>(response)
+    };
+    let mut whole = std::pin::pin!(call(&guard, attempt, failures));
+    assert!(tokio::time::timeout(Duration::from_millis(500), whole.as_mut()).await.is_err(), "it pauses");
+    assert_eq!((guard.bulkhead.get().unwrap().in_use(), guard.breaker.get().unwrap().sums().failed), (0, 1));
+    assert_eq!(whole.await.unwrap().status(), 503);
+    assert_eq!(guard.breaker.get().unwrap().sums().failed, 2);
+}
+
+/// Work before the first wait is the attempt's own time, and a rejection afterwards promises nothing.
+#[tokio::test]
+async fn an_attempt_that_works_before_it_waits_runs_out_of_its_own_time() {
+    let guard =
+        guard(serde_json::json!({ "timeout": "200ms", "attempt_timeout": "190ms", "retry": { "attempts": 1 } }));
+    let handler = || async {
+        std::thread::sleep(Duration::from_millis(40));
+        std::future::pending::<&str>().await
+    };
+    let layer = seawall_resilience::layer::HttpGuardLayer::new(guard.clone());
+    let address = serve(Router::new().route("/", get(handler)).layer(layer)).await;
+    let response = reqwest::get(&address).await.unwrap();
+    assert_eq!(header(&response, "seawall-rejected"), "timeout; instance=\"payment\"; sent=?1");
+    assert_eq!(guard.breaker.get().unwrap().counts().failed, 1);
+    let hang = |_| async {
+        std::thread::sleep(Duration::from_millis(40));
+        std::future::pending::<Result<(), ()>>().await
+    };
+    assert!(guard.call(hang).await.is_err());
+    assert_eq!(guard.breaker.get().unwrap().counts().failed, 2);
+}

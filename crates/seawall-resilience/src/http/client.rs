@@ -142,7 +142,15 @@ where
         }
     };
     match result {
-        Ok(response) => Ok(held.answered(response, begun.elapsed())),
+        Ok(response) => {
+            let mut response = held.answered(response, begun.elapsed());
+            // What may be repeated holds nothing while the retry waits; such a head has said how it went.
+            let status = response.status();
+            if policies.retry.may_repeat() && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) {
+                response.body_mut().settle();
+            }
+            Ok(response)
+        }
         Err(error) => {
             let failed = Err(error);
             held.finish(Usual.classify(&failed));

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -108,11 +109,11 @@ where
         let deadline = told.deadline.map_or(own, |told| told.min(own));
         let (chain, priority) = (told.chain.take(), told.priority);
         let call = priority.scope(async move {
-            let whole = serve(&guard, ready, request, &told, deadline);
+            let made = AtomicBool::new(false);
+            let whole = serve(&guard, ready, request, &told, deadline, &made);
             match guard.as_ref().timeout.total(deadline, deadline::scope(deadline, whole)).await {
                 Ok(result) => result,
-                // What the service had begun to answer has its own limit, which ends no later.
-                Err(rejected) => Ok(turned_away(&rejected, false)),
+                Err(rejected) => Ok(turned_away(&rejected, made.load(Ordering::Relaxed))),
             }
         });
         match chain {
@@ -128,6 +129,7 @@ async fn serve<S, G, B, RB>(
     request: Request<B>,
     told: &Told,
     deadline: Deadline,
+    made: &AtomicBool,
 ) -> Result<Response<GuardedBody<RB>>, S::Error>
 where
     S: Service<Request<B>, Response = Response<RB>>,
@@ -154,6 +156,7 @@ where
             *response.status_mut() = status;
             return Ok(Ok(response));
         }
+        made.store(true, Ordering::Relaxed);
         service.call(request).await.map(Ok)
     };
     match policies.timeout.attempt(deadline, call).await {

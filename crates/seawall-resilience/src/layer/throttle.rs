@@ -9,9 +9,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{Classify, GuardedError, Usual};
-use crate::adaptive::Ended;
 use crate::throttle::Throttle;
-use crate::{Rejected, ended};
+use crate::{Rejected, accepted};
 
 /// Puts a throttler around a service.
 #[derive(Clone, Copy, Debug)]
@@ -110,10 +109,8 @@ where
             Projected::Rejected { rejected } => Poll::Ready(Err((*rejected).into())),
             Projected::Running { future, throttle, classify } => {
                 let result = ready!(future.poll(cx));
-                match ended(&classify.classify(&result)) {
-                    Ended::Served => throttle.as_ref().record(true),
-                    Ended::Dropped => throttle.as_ref().record(false),
-                    Ended::Ignored => {}
+                if let Some(accepted) = accepted(&classify.classify(&result)) {
+                    throttle.as_ref().record(accepted);
                 }
                 Poll::Ready(result)
             }
