@@ -26,6 +26,8 @@ pub(crate) struct Attempt {
     pub(crate) trace: u128,
     /// When it was sent, by the clock of the policies: they judge how long it took.
     pub(crate) begun: Tick,
+    /// Nothing that comes later is told.
+    pub(crate) given_up: bool,
 }
 
 impl Attempt {
@@ -46,8 +48,20 @@ impl Attempt {
         self.settle(Outcome::Ignored.into());
     }
 
+    /// The caller's time is over: nobody is told but by the age of what is given back.
+    pub(crate) fn give_up(&mut self) {
+        self.given_up = true;
+        drop((self.permit.take(), self.place.take()));
+        if let Some(endpoint) = self.endpoint.take() {
+            endpoint.load.abandon();
+        }
+    }
+
     /// Tells everybody how it ended: throttle, bulkhead, breaker and balancer.
     fn settle(&mut self, report: Report) {
+        if self.given_up {
+            return;
+        }
         let report = Report { trace: self.trace, ..report };
         let ended = ended(&report);
         if let (Some(accepted), Some(throttle)) = (accepted(&report), self.upstream.guard.throttle.get()) {

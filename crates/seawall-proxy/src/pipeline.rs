@@ -23,7 +23,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::http::Head;
 use seawall_resilience::retry::NoRetry;
-use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead};
+use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead, deadline};
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
@@ -396,6 +396,11 @@ impl Pipeline {
                 if let (Some(chain), Some(told), Some(left)) = (Chain::current(), told, left) {
                     chain.settle(told, left);
                 }
+                // The next hop keeps to the caller's time as well, and may be first to say that it is over.
+                let over = until.saturating_duration_since(Instant::now()) <= deadline::EARLY;
+                if deadline.callers && until == deadline.at && over && response.status().is_server_error() {
+                    attempt.give_up();
+                }
                 Ok(attempt.answered(response, connection))
             }
             Err(error) => {
@@ -542,7 +547,7 @@ fn pick(upstream: &Arc<Upstream>, admitted: Admitted, call: &Call, now: Instant)
         permit.begin();
     }
     let begun = upstream.guard.clock().precise();
-    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace, begun }
+    Attempt { upstream: upstream.clone(), endpoint, permit, place, trace: call.trace, begun, given_up: false }
 }
 
 /// What chaos makes of an attempt.

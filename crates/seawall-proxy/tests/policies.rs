@@ -985,3 +985,26 @@ async fn reloads_orders_and_hostile_callers_at_once_leave_nothing_behind() {
     let sums = guard.breaker.get().unwrap().sums();
     assert_eq!((sums.calls, sums.failed, sums.slow, state(&proxy)), (10, 0, 0, State::Closed));
 }
+
+/// The next hop is told the caller's time, rounded down, and says first that it is over: that accuses nobody either.
+#[tokio::test]
+async fn a_hop_that_keeps_to_the_callers_time_is_not_blamed_for_it() {
+    let addr = upstream(|mut stream, _| async move {
+        while let Some(request) = read_request(&mut stream).await {
+            let told = request.lines().find_map(|line| line.strip_prefix("seawall-timeout-ms: ")).unwrap();
+            tokio::time::sleep(Duration::from_millis(told.parse().unwrap())).await;
+            let _ = stream.write_all(b"HTTP/1.1 504 Gateway Timeout\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let policy =
+        json!({ "retry": { "attempts": 1 }, "breaker": { "window": "2 consecutive", "cancelled_after": "5s" } });
+    let proxy = Proxy::inside(policy, &[addr]);
+    for _ in 0..6 {
+        assert_eq!(status(&with(&proxy, "seawall-timeout-ms: 150\r\n").await), "504");
+    }
+    let guard = proxy.guard();
+    let breaker = guard.breaker.get().unwrap();
+    until("all of it is told", || breaker.counts().cancelled == 6).await;
+    assert_eq!((breaker.state(), breaker.counts().failed), (State::Closed, 0));
+}

@@ -44,6 +44,7 @@ use arc_swap::ArcSwap;
 pub use config::{BreakerConfig, Config, Limits, Mode, Semantics, Verdict, WatchConfig, Window};
 pub use control::State;
 pub use history::BadCall;
+pub(crate) use permit::waits;
 pub use permit::{Call, Permit};
 pub use window::Sums;
 

@@ -20,6 +20,10 @@ use tokio::time::Instant;
 /// The header that a deadline travels in.
 pub const HEADER: &str = seawall_types::header::TIMEOUT;
 
+/// So much before its end a caller's time counts as over, for who judges a failure: the next hop is told whole milliseconds,
+/// rounded down, and keeps to them by timers that go by milliseconds too. So it may be first to say that there is no time.
+pub const EARLY: Duration = Duration::from_millis(3);
+
 /// Longer than anything lasts, and short enough to be added to any clock.
 const FAR: Duration = Duration::from_secs(30 * 366 * 24 * 3600);
 

@@ -253,6 +253,7 @@ impl Guard {
             given.made.store(true, Ordering::Relaxed);
             make(number).await.map_err(CallError::Inner)
         };
+        let call = self.timeout.scope_attempt(call);
         let result = match self.timeout.attempt(given.deadline, call).await {
             Ok(result) => result,
             // Whatever `classify` would say. If it was given up the permits are dropped.
@@ -263,7 +264,11 @@ impl Guard {
                 return Err(rejected.into());
             }
         };
-        permits.finish(classify.classify(&result));
+        let report = classify.classify(&result);
+        // Dropped otherwise: it was given up.
+        if report.outcome != Outcome::Failure || !given.is_over() {
+            permits.finish(report);
+        }
         result
     }
 
@@ -311,10 +316,21 @@ impl<'a> Given<'a> {
         Self { deadline, made, callers: deadline::current() == Some(deadline) }
     }
 
+    /// The same, where the caller has said how much time it has.
+    pub(crate) fn told(deadline: Deadline, made: &'a AtomicBool, callers: bool) -> Self {
+        Self { deadline, made, callers }
+    }
+
     /// Whether it ended because the caller's time was over. Then the attempt was given up, as by a caller that goes away:
     /// how long it had lasted says whether that speaks against the service.
     pub(crate) fn ran_out(self, rejected: &Rejected) -> bool {
         self.callers && rejected.reason == Reason::Deadline
+    }
+
+    /// Whether a failure came when the caller's time was over: whoever is called keeps to it too, and may be first to say
+    /// so.
+    pub(crate) fn is_over(self) -> bool {
+        self.callers && self.deadline.left() <= deadline::EARLY
     }
 }
 

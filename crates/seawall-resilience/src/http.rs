@@ -25,8 +25,8 @@ use pin_project_lite::pin_project;
 pub use client::{call, failures};
 pub(crate) use headers::{chain, trace};
 pub use headers::{pass_on, priority, rejection};
-pub(crate) use held::Held;
 pub use held::{GuardedBody, Settle};
+pub(crate) use held::{Held, unobserved};
 
 use crate::{Outcome, Report};
 

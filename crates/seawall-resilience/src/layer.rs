@@ -30,7 +30,7 @@ use std::future::poll_fn;
 use tower_service::Service;
 
 pub use breaker::{BreakerFuture, BreakerLayer, BreakerService};
-pub use bulkhead::{BulkheadFuture, BulkheadLayer, BulkheadService, Prioritize};
+pub use bulkhead::{Ambient, BulkheadFuture, BulkheadLayer, BulkheadService, Prioritize};
 pub use cache::{CacheFuture, CacheLayer, CacheService};
 pub use chaos::{ChaosFuture, ChaosLayer, ChaosService};
 pub use coalesce::{CoalesceFuture, CoalesceLayer, CoalesceService};

@@ -20,7 +20,7 @@ use seawall_types::Period;
 use tokio::time::{Instant, Sleep};
 
 use crate::clock::nanos;
-use crate::deadline::Deadline;
+use crate::deadline::{self, Deadline};
 use crate::{Name, Outcome, PolicyName, Reason, Rejected, Report};
 
 /// The time for `future`, beginning when it first has to wait: it is dropped, and the answer is [`Elapsed`], when it
@@ -119,6 +119,12 @@ impl Timeout {
             return Limit::new(future, Until::At(Deadline::at(now + own)), self.rejected(Reason::Attempt));
         }
         Limit::new(future, Until::of(deadline, left), self.rejected(Reason::Deadline))
+    }
+
+    /// An attempt whose own time, where it has one, is ambient in it.
+    pub(crate) fn scope_attempt<F: Future>(&self, attempt: F) -> deadline::Scope<F> {
+        let own = self.limits().1.map_or_else(|| Deadline::within(Duration::MAX), Deadline::within);
+        deadline::scope(own, attempt)
     }
 
     /// [`Timeout::deadline`], and how much time that leaves.

@@ -834,3 +834,85 @@ async fn a_guard_tells_its_policies_and_a_reload_tells_every_guard() {
     hedge.call(slow).await.unwrap();
     assert_eq!(hedge.counts().hedges, 1);
 }
+
+/// Among layers the breaker stands around the queue of the bulkhead: that time is not the service's.
+#[tokio::test(start_paused = true)]
+async fn the_queue_within_a_breaker_is_not_the_services_time() {
+    use seawall_resilience::layer::BulkheadLayer;
+    let config = Config { slow_call: Some(Period::millis(300)), ..config() };
+    let breaker = Arc::new(Breaker::new("payment".into(), config, Clock::tokio(), Box::new(|_| {})));
+    let places = seawall_resilience::bulkhead::Config {
+        wait: Period::secs(20),
+        ..seawall_resilience::bulkhead::Config::places(1)
+    };
+    let bulkhead = Arc::new(Bulkhead::new("payment".into(), places, Clock::tokio()));
+    let service = ServiceBuilder::new()
+        .layer(BreakerLayer::new(breaker.clone()))
+        .layer(BulkheadLayer::new(bulkhead.clone()))
+        .layer(errors())
+        .service(service_fn(|millis: u64| async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            Ok::<_, &str>(())
+        }));
+    let hog = Bulkhead::try_acquire(bulkhead.clone()).unwrap();
+    // One leaves the queue, one is served after it, and one that is slow is slow nevertheless.
+    assert!(tokio::time::timeout(5 * SECOND, service.clone().oneshot(1)).await.is_err());
+    let served = tokio::spawn(service.clone().oneshot(200));
+    tokio::time::sleep(5 * SECOND).await;
+    drop(hog);
+    served.await.unwrap().unwrap();
+    assert_eq!((breaker.sums().calls, breaker.sums().failed, breaker.sums().slow), (1, 0, 0));
+    service.clone().oneshot(400).await.unwrap();
+    assert_eq!((breaker.sums().calls, breaker.sums().slow), (2, 1));
+    assert!(tokio::time::timeout(2 * SECOND, service.oneshot(5000)).await.is_err());
+    assert_eq!(breaker.sums().failed, 1);
+}
+
+/// A caller in a hurry accuses nobody, however deep: what is called keeps to its time too, and may be first to say so.
+#[tokio::test(start_paused = true)]
+async fn a_hurry_accuses_nobody_at_any_depth() {
+    let (outer, inner) = (patient_guard(), patient_guard());
+    for _ in 0..6 {
+        let nested = |_| async { inner.call(|_| pending::<Result<(), &str>>()).await.map_err(|_| "inner") };
+        let soon = Deadline::after(Duration::from_millis(30));
+        assert!(deadline::scope(soon, outer.call(nested)).await.is_err());
+        // A server that is told the time, and answers for what it calls; the hop rounds it down.
+        let callee = inner.clone();
+        let handler = service_fn(move |_: http::Request<()>| {
+            let callee = callee.clone();
+            async move {
+                let downstream = callee.call(|_| pending::<Result<(), &str>>()).await;
+                let status = if downstream.is_err() { 503 } else { 200 };
+                Ok::<_, Infallible>(http::Response::builder().status(status).body(String::new()).unwrap())
+            }
+        });
+        let request = http::Request::builder().header("seawall-timeout-ms", "30").body(()).unwrap();
+        let server = HttpGuardLayer::new(outer.clone()).layer(handler);
+        let answer = server.oneshot(request).await.unwrap();
+        assert!(answer.status().is_server_error());
+        let soon = Deadline::after(Duration::from_millis(30));
+        let silent = service_fn(|_: http::Request<()>| pending::<Result<http::Response<String>, Infallible>>());
+        let ambient = HttpGuardLayer::new(outer.clone()).layer(silent).oneshot(http::Request::new(()));
+        assert_eq!(deadline::scope(soon, ambient).await.unwrap().status(), 504);
+        let hop = |_| async {
+            tokio::time::sleep(deadline::current().unwrap().left() - Duration::from_millis(1)).await;
+            Ok::<_, &str>(http::Response::builder().status(504).body(http_body_util::Empty::<&[u8]>::new()).unwrap())
+        };
+        let soon = Deadline::after(Duration::from_millis(30));
+        let _ = deadline::scope(soon, seawall_resilience::http::call(&outer, hop, seawall_resilience::http::failures))
+            .await;
+    }
+    for guard in [&outer, &inner] {
+        let breaker = guard.breaker.get().unwrap();
+        assert_eq!((breaker.state(), breaker.counts().failed), (State::Closed, 0));
+    }
+}
+
+/// What one attempt may take is what the next hop is told.
+#[tokio::test(start_paused = true)]
+async fn the_time_of_an_attempt_is_passed_on() {
+    let text = r#"{"payment":{"timeout":"2s","attempt_timeout":"800ms"}}"#;
+    let guard = Registry::with_clock(policies(text), Clock::tokio()).unwrap().guard("payment");
+    let left = |_| async { Ok::<_, &str>(deadline::current().unwrap().left()) };
+    assert_eq!(guard.call(left).await, Ok(Duration::from_millis(800)));
+}

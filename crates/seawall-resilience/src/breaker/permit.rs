@@ -1,5 +1,6 @@
 //! The right to make one call, and a call under way.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,6 +21,16 @@ pub struct Permit<B: AsRef<Breaker>> {
     pub(super) settled: bool,
     /// In nanoseconds; [`UNSTARTED`] until it is known to last.
     pub(super) started: u64,
+}
+
+thread_local! {
+    /// Whether the call that has just been polled waits for a place, or for its turn.
+    static WAITS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Said by a policy further in that lets its call wait: that is not the service's time.
+pub(crate) fn waits() {
+    WAITS.set(true);
 }
 
 /// When nobody knows yet when the call began.
@@ -130,11 +141,14 @@ impl<F, B: AsRef<Breaker>, J> Call<F, B, J> {
             Projected::Running { future, permit, judge } => {
                 // A panic is caught by the executor long before the permit is dropped: it has to be noticed here.
                 let panics = Panics(permit);
+                WAITS.set(false);
                 let polled = future.poll(cx);
                 let report = if let Poll::Ready(result) = &polled { Some(classify(judge, result)) } else { None };
                 std::mem::forget(panics);
                 match report {
                     Some(report) => permit.settle(report),
+                    // In a queue of ours further in: the call itself is yet to be made.
+                    None if WAITS.get() => permit.started = UNSTARTED,
                     None => permit.lasts(),
                 }
                 polled.map(|result| result.map_err(inner))

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::{GuardedBody, Held, retry_after};
+use super::{GuardedBody, Held, retry_after, unobserved};
 use crate::guard::{Given, Panics};
 use crate::layer::{Classify, Usual, completed};
 use crate::retry::{self, Decision};
@@ -131,6 +131,7 @@ where
         given.made.store(true, Ordering::Relaxed);
         make(number).await.map_err(CallError::Inner)
     };
+    let call = policies.timeout.scope_attempt(call);
     let result = match policies.timeout.attempt(given.deadline, call).await {
         Ok(result) => result,
         // If the attempt was given up what is held is dropped.
@@ -142,6 +143,10 @@ where
         }
     };
     match result {
+        Ok(response) if given.is_over() && response.status().is_server_error() => {
+            drop(held);
+            Ok(unobserved(response))
+        }
         Ok(response) => {
             let mut response = held.answered(response, begun.elapsed());
             // What may be repeated holds nothing while the retry waits; such a head has said how it went.
@@ -153,7 +158,9 @@ where
         }
         Err(error) => {
             let failed = Err(error);
-            held.finish(Usual.classify(&failed));
+            if !given.is_over() {
+                held.finish(Usual.classify(&failed));
+            }
             failed
         }
     }

@@ -17,6 +17,13 @@ pub type Settle = Box<dyn FnOnce(Report) + Send + Sync>;
 /// unless the head was that of a failure already.
 pub type GuardedBody<B> = ObservedBody<B, Settle>;
 
+/// A response of which nobody waits for the end.
+pub(crate) fn unobserved<B: Body>(response: Response<B>) -> Response<GuardedBody<B>> {
+    let (parts, body) = response.into_parts();
+    let head = Head::new(parts.status, &parts.headers);
+    Response::from_parts(parts, ObservedBody::new(body, head, Box::new(|_| {})))
+}
+
 /// The policies of a guard by way of a handle to it.
 #[derive(Clone)]
 pub(crate) struct Part<G>(G);

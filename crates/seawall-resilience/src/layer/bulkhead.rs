@@ -36,10 +36,20 @@ where
     }
 }
 
+/// As much as the task's own priority says ([`Priority::current`]).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ambient;
+
+impl<R> Prioritize<R> for Ambient {
+    fn priority(&self, _: &R) -> Priority {
+        Priority::current()
+    }
+}
+
 /// Puts a bulkhead around a service. A call waits for its place as the bulkhead is configured, at most up to the ambient
 /// deadline; one that finds a place at once allocates nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct BulkheadLayer<B, P = Priority, C = Usual> {
+pub struct BulkheadLayer<B, P = Ambient, C = Usual> {
     bulkhead: B,
     priority: P,
     classify: C,
@@ -47,7 +57,7 @@ pub struct BulkheadLayer<B, P = Priority, C = Usual> {
 
 /// A service with a bulkhead around it.
 #[derive(Clone, Copy, Debug)]
-pub struct BulkheadService<S, B, P = Priority, C = Usual> {
+pub struct BulkheadService<S, B, P = Ambient, C = Usual> {
     inner: S,
     bulkhead: B,
     priority: P,
@@ -57,12 +67,12 @@ pub struct BulkheadService<S, B, P = Priority, C = Usual> {
 impl<B> BulkheadLayer<B> {
     /// A layer of this bulkhead; all services that it makes share its places.
     pub const fn new(bulkhead: B) -> Self {
-        Self { bulkhead, priority: Priority::Normal, classify: Usual }
+        Self { bulkhead, priority: Ambient, classify: Usual }
     }
 }
 
 impl<B, P, C> BulkheadLayer<B, P, C> {
-    /// Says how much a request matters: a function of it, or one [`Priority`] for all. Default: normal.
+    /// Says how much a request matters: a function of it, or one [`Priority`] for all. Default: [`Ambient`].
     pub fn priority<Q>(self, priority: Q) -> BulkheadLayer<B, Q, C> {
         BulkheadLayer { bulkhead: self.bulkhead, priority, classify: self.classify }
     }

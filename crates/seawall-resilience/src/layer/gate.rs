@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::Rejected;
+use crate::{Rejected, breaker};
 
 /// A wait for what a call needs: boxed, since only those who wait pay for it.
 pub(super) type Wait<H> = Pin<Box<dyn Future<Output = Result<H, Rejected>> + Send>>;
@@ -83,12 +83,16 @@ impl<F, S, R, H> Gated<F, S, R, H> {
                     let result = ready!(future.poll(cx));
                     return Poll::Ready((result, held.take()));
                 }
-                Projected::Waiting { waiting } => match ready!(waiting.wait.as_mut().poll(cx)) {
-                    Ok(held) => {
+                Projected::Waiting { waiting } => match waiting.wait.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        breaker::waits();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(held)) => {
                         let (mut service, request) = waiting.next.take().expect("a wait ends once");
                         State::Running { future: service.call(request), held: Some(held) }
                     }
-                    Err(rejected) => State::Rejected { rejected },
+                    Poll::Ready(Err(rejected)) => State::Rejected { rejected },
                 },
             };
             state.set(next);

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::http::{GuardedBody, Head, Held, ObservedBody, chain, priority, rejection, trace};
-use crate::{Chain, Deadline, Guard, Outcome, Priority, Reason, Rejected, Report, deadline, timeout};
+use crate::guard::Given;
+use crate::http::{GuardedBody, Held, chain, priority, rejection, trace, unobserved};
+use crate::{Chain, Deadline, Guard, Outcome, Priority, Rejected, Report, deadline, timeout};
 
 /// Puts a [`Guard`] around a service that answers HTTP requests, in a server of axum or hyper: what is turned away gets an
 /// answer (503, 429 or 504) instead of an error.
@@ -66,6 +67,8 @@ impl<S, G: Clone> Layer<S> for HttpGuardLayer<G> {
 /// What a caller says of its request.
 struct Told {
     deadline: Option<Deadline>,
+    /// The caller has less time than the policy would give.
+    ends_it: bool,
     chain: Option<Chain>,
     priority: Priority,
     trace: u128,
@@ -75,11 +78,11 @@ impl Told {
     fn read(headers: &http::HeaderMap, strangers: bool) -> Self {
         let trace = trace(headers);
         if strangers {
-            return Self { deadline: None, chain: None, priority: Priority::default(), trace };
+            return Self { deadline: None, ends_it: false, chain: None, priority: Priority::default(), trace };
         }
         let time = headers.get(TIMEOUT).and_then(|value| value.to_str().ok());
         let deadline = time.and_then(Deadline::from_header);
-        Self { deadline, chain: chain(headers), priority: priority(headers), trace }
+        Self { deadline, ends_it: false, chain: chain(headers), priority: priority(headers), trace }
     }
 }
 
@@ -107,6 +110,7 @@ where
         let guard = self.guard.clone();
         let own = guard.as_ref().timeout.deadline();
         let deadline = told.deadline.map_or(own, |told| told.min(own));
+        told.ends_it = [told.deadline, deadline::current()].contains(&Some(deadline));
         let (chain, priority) = (told.chain.take(), told.priority);
         let call = priority.scope(async move {
             let made = AtomicBool::new(false);
@@ -159,21 +163,25 @@ where
         made.store(true, Ordering::Relaxed);
         service.call(request).await.map(Ok)
     };
+    let call = policies.timeout.scope_attempt(call);
+    let given = Given::told(deadline, made, told.ends_it);
     match policies.timeout.attempt(deadline, call).await {
+        // Whoever it called keeps to the caller's time as well.
+        Ok(Ok(Ok(response))) if given.is_over() && response.status().is_server_error() => Ok(unobserved(response)),
         Ok(Ok(Ok(response))) => Ok(held.answered(response, begun.elapsed())),
         Ok(Ok(Err(fault))) => {
             held.finish(Report { cause: "chaos", ..Outcome::Failure.into() });
             Ok(turned_away(&fault, false))
         }
         Ok(Err(error)) => {
-            held.finish(Outcome::Failure.into());
+            if !given.is_over() {
+                held.finish(Outcome::Failure.into());
+            }
             Err(error)
         }
         Err(rejected) => {
             // Where the caller gave too little time the call was given up: how long it had lasted says what that means.
-            if rejected.reason == Reason::Deadline && told.deadline == Some(deadline) {
-                drop(held);
-            } else {
+            if !given.ran_out(&rejected) {
                 held.finish(timeout::FAILURE);
             }
             Ok(turned_away(&rejected, true))
@@ -193,7 +201,5 @@ where
 
 /// The answer to a request that was turned away. Nobody waits for its end.
 fn turned_away<RB: Body + From<String>>(rejected: &Rejected, sent: bool) -> Response<GuardedBody<RB>> {
-    let (parts, body) = rejection::<RB>(rejected, sent).into_parts();
-    let head = Head::new(parts.status, &parts.headers);
-    Response::from_parts(parts, ObservedBody::new(body, head, Box::new(|_| {})))
+    unobserved(rejection::<RB>(rejected, sent))
 }
