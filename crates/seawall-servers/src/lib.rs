@@ -96,8 +96,8 @@ impl Drop for Server {
         self.kill9();
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<_> = log.lines().collect();
-            eprintln!("--- the last lines of {:?}:\n{}", self.kind, lines[lines.len().saturating_sub(40)..].join("\n"));
+            let lines: Vec<String> = log.lines().map(|line| line.chars().take(200).collect()).collect();
+            eprintln!("--- the last lines of {:?}:\n{}", self.kind, lines[lines.len().saturating_sub(20)..].join("\n"));
         }
     }
 }

@@ -86,17 +86,20 @@ impl Etcd {
         answer.map_err(|fault| ReadError::Unavailable(fault.text()))
     }
 
-    /// Which lease of a transaction etcd does not know; it does not say.
+    /// Which lease of a transaction etcd does not know: it does not say, and is asked for each. `None` when it knows all of
+    /// them by now.
     async fn missing_lease(&self, txn: &Txn) -> Option<LeaseId> {
-        let leases = txn.then.iter().chain(&txn.otherwise).filter_map(|op| match op {
-            Op::Put { lease, .. } => *lease,
-            _ => None,
-        });
-        let mut leases: Vec<_> = leases.collect();
-        let mut seen = std::collections::BTreeSet::new();
-        leases.retain(|lease| seen.insert(*lease));
-        if let [lease] = leases[..] {
-            return Some(lease);
+        let leases = |ops: &[Op]| -> Vec<LeaseId> {
+            let lease = |op: &Op| if let Op::Put { lease, .. } = op { *lease } else { None };
+            ops.iter().filter_map(lease).collect()
+        };
+        let (mut leases, otherwise) = (leases(&txn.then), leases(&txn.otherwise));
+        if leases.is_empty() || (!otherwise.is_empty() && !self.holds(txn).await) {
+            leases = otherwise;
+        }
+        let first = *leases.first()?;
+        if leases.iter().all(|lease| *lease == first) {
+            return Some(first);
         }
         for lease in leases {
             if self.lease(lease).await == Ok(None) {
@@ -104,6 +107,13 @@ impl Etcd {
             }
         }
         None
+    }
+
+    /// Whether the conditions of a transaction hold, as far as can be said.
+    async fn holds(&self, txn: &Txn) -> bool {
+        let compare = Txn { compare: txn.compare.clone(), ..Txn::default() };
+        let answer = self.channel.unary("/etcdserverpb.KV/Txn", self.names.txn(&compare)).await;
+        answer.is_ok_and(|answer: m::TxnResponse| answer.succeeded)
     }
 
     /// The first revision that can be watched from.

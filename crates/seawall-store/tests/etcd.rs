@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seawall_servers::Server;
-use seawall_store::{CommitError, Compare, Etcd, Keys, LeaseId, Op, ReadError, Store, Txn, WatchError};
+use seawall_store::{CommitError, Compare, Etcd, Keys, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError};
 use seawall_types::Revision;
 
 async fn connect(addr: std::net::SocketAddr) -> Etcd {
@@ -58,6 +58,12 @@ async fn numbers_that_etcd_reads_otherwise_mean_what_they_say() {
     }
     let always = Compare::Unmodified(k(), Revision(u64::MAX));
     assert!(store.commit(Txn::default().when(always)).await.unwrap().succeeded);
+    store.commit(Txn::put("q/1", "v")).await.unwrap();
+    for (before, found) in [(0, false), (1, false), (3, false), (4, true), (u64::MAX, true)] {
+        let newest = Op::NewestBefore("q/".into(), Revision(before));
+        let done = store.commit(Txn { then: vec![newest], ..Txn::default() }).await.unwrap();
+        assert_eq!(matches!(done.results[..], [OpResult::Got(Some(_))]), found, "before {before}");
+    }
     for lease in [LeaseId(0), LeaseId(u64::MAX)] {
         let op = Op::Put { key: k(), value: "w".into(), lease: Some(lease) };
         let error = store.commit(Txn { then: vec![op], ..Txn::default() }).await.unwrap_err();
@@ -78,6 +84,10 @@ async fn of_several_leases_the_one_that_is_missing_is_named() {
     let put = |key: &str, lease| Op::Put { key: key.into(), value: "v".into(), lease: Some(lease) };
     let txn = Txn { then: vec![put("a", there), put("b", gone)], ..Txn::default() };
     assert_eq!(store.commit(txn).await, Err(CommitError::NoLease(gone)));
+    // That of the branch that was taken.
+    let other = Txn { then: vec![put("a", LeaseId(7))], otherwise: vec![put("b", gone)], ..Txn::default() };
+    assert_eq!(store.commit(other.clone()).await, Err(CommitError::NoLease(LeaseId(7))));
+    assert_eq!(store.commit(other.when(Compare::Exists("x".into()))).await, Err(CommitError::NoLease(gone)));
 }
 
 /// The deletion at the very revision that was compacted is lost to etcd's own watches.
