@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use etcd::Etcd;
 pub use proxy::Proxy;
 
 /// How long a server may take to start.
@@ -21,16 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running server, killed and waited for when it is dropped. Its log is printed when the test fails.
 #[derive(Debug)]
 pub struct Server {
-    kind: Kind,
+    etcd: Etcd,
     dir: tempfile::TempDir,
     child: Child,
     addr: SocketAddr,
-}
-
-/// Which program.
-#[derive(Clone, Debug)]
-enum Kind {
-    Etcd(Vec<String>),
 }
 
 impl Server {
@@ -41,10 +36,26 @@ impl Server {
 
     /// The same with more arguments.
     pub fn etcd_with(args: &[&str]) -> Self {
-        let kind = Kind::Etcd(args.iter().map(|&arg| arg.to_owned()).collect());
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let (child, addr) = kind.start(dir.path(), None);
-        Self { kind, dir, child, addr }
+        Self::start_all(vec![Etcd::alone(args)]).remove(0)
+    }
+
+    /// An etcd cluster, empty, with a leader.
+    pub fn etcd_cluster(members: usize) -> Vec<Self> {
+        Self::start_all(Etcd::cluster(members))
+    }
+
+    /// None of them is ready before there are enough.
+    fn start_all(etcds: Vec<Etcd>) -> Vec<Self> {
+        let start = |etcd: Etcd| {
+            let dir = tempfile::tempdir().expect("a temporary directory can be made");
+            let child = etcd.spawn(dir.path(), None);
+            Self { etcd, dir, child, addr: SocketAddr::from(([0, 0, 0, 0], 0)) }
+        };
+        let mut servers: Vec<_> = etcds.into_iter().map(start).collect();
+        for server in &mut servers {
+            server.addr = Etcd::ready(&mut server.child, server.dir.path());
+        }
+        servers
     }
 
     /// Where its clients connect. It stays the same over [`restart`](Self::restart).
@@ -71,8 +82,8 @@ impl Server {
     /// Starts it again with its files, at the same address; kills it before if it still runs.
     pub fn restart(&mut self) {
         self.kill9();
-        let (child, addr) = self.kind.start(self.dir.path(), Some(self.addr));
-        (self.child, self.addr) = (child, addr);
+        self.child = self.etcd.spawn(self.dir.path(), Some(self.addr));
+        self.addr = Etcd::ready(&mut self.child, self.dir.path());
     }
 
     /// A way to it that can be cut.
@@ -97,15 +108,7 @@ impl Drop for Server {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<String> = log.lines().map(|line| line.chars().take(200).collect()).collect();
-            eprintln!("--- the last lines of {:?}:\n{}", self.kind, lines[lines.len().saturating_sub(20)..].join("\n"));
-        }
-    }
-}
-
-impl Kind {
-    fn start(&self, dir: &Path, addr: Option<SocketAddr>) -> (Child, SocketAddr) {
-        match self {
-            Self::Etcd(args) => etcd::start(dir, addr, args),
+            eprintln!("--- the last lines of {:?}:\n{}", self.etcd, lines[lines.len().saturating_sub(20)..].join("\n"));
         }
     }
 }

@@ -320,7 +320,9 @@ pub enum CommitError {
     /// Not written. Trying again may help.
     #[error("the store is unavailable, nothing was written: {0}")]
     Unavailable(String),
-    /// It may have been written or not: read back before trying again.
+    /// It may have been written or not: read back before trying again. Where the store is another process it may even be
+    /// written later, after a reading that does not find it; what must not come late has a condition that others' writes
+    /// break, or a lease that can be revoked.
     #[error("the outcome is unknown, it may have been written: {0}")]
     Unknown(String),
 }

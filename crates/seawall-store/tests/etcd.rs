@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seawall_servers::Server;
-use seawall_store::{CommitError, Compare, Etcd, Keys, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError};
+use seawall_store::{
+    CommitError, Compare, Entry, Etcd, Keys, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError,
+};
 use seawall_types::Revision;
 
 async fn connect(addr: std::net::SocketAddr) -> Etcd {
@@ -254,6 +256,77 @@ async fn a_watch_whose_place_is_compacted_while_it_is_away_says_so() {
     let compacted = Err(WatchError::Compacted { oldest: last });
     assert_eq!(watch.next().await, compacted);
     assert_eq!(watch.next().await, compacted, "it is said again");
+}
+
+/// Each member in turn is killed, or stopped without a word, and comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_loses_its_members_in_turn_and_nothing_that_was_acknowledged() {
+    let mut cluster = Server::etcd_cluster(3);
+    let addrs: Vec<_> = cluster.iter().map(|server| server.addr().to_string()).collect();
+    let store = Etcd::connect(&addrs, "test").await.unwrap();
+    let mut watch = store.watch(Keys::one("k"), Revision(2)).await.unwrap();
+    let lease = store.grant(Duration::from_secs(30)).await.unwrap().id;
+    let (mut acknowledged, mut unknown) = (Vec::new(), Vec::new());
+    for round in 0..6 {
+        let member = &mut cluster[round % 3];
+        let kill = round < 3;
+        if kill {
+            member.kill9()
+        } else {
+            member.pause()
+        }
+        let began = Instant::now();
+        for n in 0..10 {
+            // Written again until it is known to be there.
+            let value = format!("{round}-{n}");
+            loop {
+                match store.commit(Txn::put("k", value.clone())).await {
+                    Ok(done) => break acknowledged.push((done.revision, value)),
+                    Err(CommitError::Unknown(_)) => unknown.push(value.clone()),
+                    Err(CommitError::Unavailable(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        println!("round {round}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        store.keep_alive(lease).await.unwrap();
+        if kill { member.restart() } else { member.resume() }
+    }
+    let mut seen = Vec::new();
+    while !seen.contains(acknowledged.last().unwrap()) {
+        let events = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.expect("it goes on").unwrap();
+        let value = |entry: Option<Entry>| String::from_utf8(entry.unwrap().value.to_vec()).unwrap();
+        seen.extend(events.into_iter().map(|event| (event.revision, value(event.entry))));
+    }
+    assert!(seen.is_sorted_by(|last, next| last.0 < next.0), "{seen:?}");
+    assert!(acknowledged.iter().all(|write| seen.contains(write)), "{acknowledged:?} but {seen:?}");
+    // A member that was stopped does what it was asked when it goes on, long after others have done more.
+    for more in seen.iter().filter(|write| !acknowledged.contains(write)) {
+        let at = unknown.iter().position(|value| *value == more.1);
+        unknown.swap_remove(at.unwrap_or_else(|| panic!("{more:?} was said not to be written: {seen:?}")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_watches_share_a_connection() {
+    let server = Server::etcd();
+    let store = connect(server.addr()).await;
+    let mut watches = Vec::new();
+    for n in 0..1000 {
+        watches.push(store.watch_now(Keys::one(n.to_string())).await.unwrap().1);
+    }
+    for (n, watch) in watches.iter_mut().enumerate() {
+        let written = store.commit(Txn::put(n.to_string(), "v")).await.unwrap().revision;
+        assert_eq!(watch.next().await.unwrap()[0].revision, written);
+    }
+    // Those that are let go of free their place.
+    drop(watches);
+    for n in 0..1000 {
+        store.watch_now(Keys::one(n.to_string())).await.unwrap();
+    }
+    store.commit(Txn::put("k", "v")).await.unwrap();
 }
 
 #[tokio::test]
