@@ -1,9 +1,10 @@
 //! What has to be on the machine, and how it gets there.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::process;
 
@@ -15,18 +16,53 @@ pub(crate) fn install(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
         return Ok(());
     }
     println!("installing {}", missing.join(", "));
-    let apt = |args: &[&str]| {
-        let root = rustix::process::geteuid().is_root();
-        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-        if !root {
-            command.args(["-n", "apt-get"]);
-        }
-        command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
-    };
-    apt(&["update", "-qq"])?;
-    let status = apt(&[&["install", "-y", "-qq", "--no-install-recommends"], &missing[..]].concat())?;
+    root("apt-get", &["update", "-qq"])?;
+    let quiet = Quiet::begin()?;
+    let status = root("apt-get", &[&["install", "-y", "-qq", "--no-install-recommends"], &missing[..]].concat())?;
+    drop(quiet);
     ensure!(status.success(), "apt-get could not install {}: install it by hand", missing.join(", "));
     Ok(())
+}
+
+/// Debian starts a daemon as soon as it is installed, unless this file says no. The tests start their own.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// As long as it lives, what is installed is not started.
+struct Quiet {
+    /// Whether the policy was made for this, not found.
+    made: bool,
+}
+
+impl Quiet {
+    fn begin() -> anyhow::Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { made: false });
+        }
+        let mut policy = tempfile::NamedTempFile::new()?;
+        policy.write_all(b"#!/bin/sh\nexit 101\n")?;
+        let from = policy.path().to_str().context("the temporary directory has a strange name")?;
+        let status = root("install", &["-m", "755", from, POLICY])?;
+        ensure!(status.success(), "cannot write {POLICY}, which keeps Debian from starting what is installed");
+        Ok(Self { made: true })
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if self.made && !root("rm", &[POLICY]).is_ok_and(|status| status.success()) {
+            eprintln!("cannot remove {POLICY}: remove it, or Debian starts no service any more");
+        }
+    }
+}
+
+/// Runs a command as root.
+fn root(program: &str, args: &[&str]) -> std::io::Result<ExitStatus> {
+    let mut command = Command::new(program);
+    if !rustix::process::geteuid().is_root() {
+        command = Command::new("sudo");
+        command.args(["-n", program]);
+    }
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
 }
 
 pub(crate) fn install_nextest() -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ const HISTORIES: &str = "1000000";
 const PREEMPTIONS: &str = "3";
 
 pub(crate) fn run(long: bool) -> anyhow::Result<()> {
-    machine::install(&[("python3", "python3")])?;
+    machine::install(&[("python3", "python3"), ("etcd", "etcd-server")])?;
     machine::install_nextest()?;
     // The tests drive the real binaries.
     process::run("cargo", &["build", "--workspace"])?;

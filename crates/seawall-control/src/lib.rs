@@ -6,7 +6,6 @@ mod coord;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -17,8 +16,8 @@ use seawall_registry::{Registry, RegistryError};
 use seawall_resilience::{InvalidPolicies, Policies};
 use seawall_saga::log::{Log, LogError};
 use seawall_saga::{Plan, Runner, RunnerConfig};
-use seawall_store::Embedded;
 use seawall_store::sqlite::OpenError;
+use seawall_store::{StoreError, StoreUrl};
 use seawall_types::{Instance, InstanceId, Period, ServiceName};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -34,13 +33,22 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// The directory that everything durable lives in. Default ./seawall-data.
     pub data: PathBuf,
+    /// Where registrations are kept: `embedded`, in the data directory, or `etcd://host:port,host:port/prefix`, which no
+    /// other control node may use. Sagas stay in the data directory. Default embedded.
+    #[schemars(with = "String")]
+    pub store: StoreUrl,
     /// How long an instance stays registered without a heartbeat; at least 1s. Default 6s.
     pub ttl: Period,
 }
 
 impl Default for ControlConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7400)), data: "./seawall-data".into(), ttl: Period::secs(6) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            data: "./seawall-data".into(),
+            store: StoreUrl::Embedded,
+            ttl: Period::secs(6),
+        }
     }
 }
 
@@ -55,7 +63,10 @@ pub enum ControlError {
         /// Why.
         source: io::Error,
     },
-    /// A file in the data directory.
+    /// The store of the registrations.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file of the saga log.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The registry.
@@ -98,7 +109,7 @@ impl Control {
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let upstreams = Upstreams::new(policies)?;
-        let store = Arc::new(Embedded::open(&config.data.join("store.db"))?);
+        let store = seawall_store::open(&config.store, &config.data.join("store.db")).await?;
         let log = Log::open(&config.data.join("sagas.db"))?;
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
         let locks = StoreBackend::open(store).await?;

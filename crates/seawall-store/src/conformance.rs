@@ -381,7 +381,18 @@ pub async fn compaction_forgets_the_past_and_no_key(store: Arc<dyn Store>) {
     }
     store.compact(revision).await.unwrap();
     let compacted = WatchError::Compacted { oldest: revision };
-    assert_eq!(slow.next().await.unwrap_err(), compacted);
+    // A backend may keep for a slow watch what it has forgotten for others; then all of it, or from where it says.
+    let mut told = Vec::new();
+    while told.len() < 5 {
+        match slow.next().await {
+            Ok(events) => told.extend(events.iter().map(|event| event.revision.0)),
+            Err(error) => {
+                assert_eq!(error, compacted);
+                break;
+            }
+        }
+    }
+    assert!((2..=6).collect::<Vec<_>>().starts_with(&told), "{told:?}");
     assert_eq!(store.watch(Keys::one("k"), Revision(2)).await.unwrap_err(), compacted);
     assert_eq!(store.watch(Keys::one("k"), revision).await.unwrap().next().await.unwrap()[0].revision, revision);
     assert_eq!(store.get("k").await.unwrap().unwrap().version, 5);
@@ -402,9 +413,14 @@ pub async fn a_status_says_how_much_there_is(store: Arc<dyn Store>) {
     let lease = store.grant(Duration::from_secs(600)).await.unwrap().id;
     store.commit(Txn { then: vec![put("a", "1"), put("b", "2")], ..Txn::default() }).await.unwrap();
     let large = store.commit(Txn::put("a", vec![b'x'; 500_000])).await.unwrap().revision;
-    let status = store.status().await.unwrap();
+    let mut status = store.status().await.unwrap();
     assert_eq!((status.revision, status.entries, status.leases), (large, 2, 1));
-    assert!(status.bytes >= before.bytes + 500_000 && status.bytes < 50_000_000, "{status:?}");
+    // How large it is, it may say a moment late.
+    while status.bytes < before.bytes + 500_000 {
+        tokio::task::yield_now().await;
+        status = store.status().await.unwrap();
+    }
+    assert!(status.bytes < 50_000_000, "{status:?}");
     assert!(!status.backend.is_empty() && status.oldest <= status.revision.next());
     store.revoke(lease).await.unwrap();
     assert_eq!(store.status().await.unwrap().leases, 0);

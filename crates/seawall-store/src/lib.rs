@@ -5,17 +5,21 @@
 //! history and misses nothing.
 //!
 //! Two backends share one engine: [`Embedded::memory`] keeps nothing, [`Embedded::open`] acknowledges a write only
-//! after SQLite has synced it. The file is described in `docs/store.md`.
+//! after SQLite has synced it. The file is described in `docs/store.md`. With the feature `etcd` there is a third, for
+//! keys in an etcd cluster; [`open`] chooses by a [`StoreUrl`].
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod embedded;
 mod engine;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod fence;
 pub mod group_commit;
 mod history;
 mod lease_clock;
 mod model;
+mod open;
 pub mod sqlite;
 mod watchers;
 
@@ -30,7 +34,10 @@ use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::Embedded;
+#[cfg(feature = "etcd")]
+pub use etcd::Etcd;
 pub use fence::{FENCE_BASE, fence_base, next_fence_base};
+pub use open::{InvalidStoreUrl, StoreError, StoreUrl, open};
 
 /// One key as it stands at some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +120,7 @@ pub struct Limits {
 /// How a store stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// What it is: `memory`, `embedded`.
+    /// What it is: `memory`, `embedded`, `etcd`.
     pub backend: &'static str,
     /// The revision that it has come to.
     pub revision: Revision,
@@ -313,7 +320,9 @@ pub enum CommitError {
     /// Not written. Trying again may help.
     #[error("the store is unavailable, nothing was written: {0}")]
     Unavailable(String),
-    /// It may have been written or not: read back before trying again.
+    /// It may have been written or not: read back before trying again. Where the store is another process it may even be
+    /// written later, after a reading that does not find it; what must not come late has a condition that others' writes
+    /// break, or a lease that can be revoked.
     #[error("the outcome is unknown, it may have been written: {0}")]
     Unknown(String),
 }

@@ -323,12 +323,12 @@ fn subject(op: &Op) -> &str {
     }
 }
 
-fn writes(op: &Op) -> bool {
+pub(crate) fn writes(op: &Op) -> bool {
     matches!(op, Op::Put { .. } | Op::Delete(_) | Op::DeletePrefix(_))
 }
 
 /// What is refused whatever the store holds: in either branch.
-fn check(txn: &Txn) -> Result<(), CommitError> {
+pub(crate) fn check(txn: &Txn) -> Result<(), CommitError> {
     let invalid = |why: String| Err(CommitError::Invalid(why));
     for ops in [&txn.then, &txn.otherwise] {
         if ops.len() > MAX_OPS || txn.compare.len() > MAX_OPS {

@@ -1,0 +1,152 @@
+//! Real servers of other projects, for tests: each with a directory and a port of its own, gone when it is dropped.
+//!
+//! A program that is missing fails the test and names the Debian package that has it; no test is skipped for that.
+//! Everything here panics when it fails, as a test does.
+
+mod etcd;
+mod proxy;
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use etcd::Etcd;
+pub use proxy::Proxy;
+
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server, killed and waited for when it is dropped. Its log is printed when the test fails.
+#[derive(Debug)]
+pub struct Server {
+    etcd: Etcd,
+    dir: tempfile::TempDir,
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Server {
+    /// An etcd of one member, empty. It has a short election timeout, so that its leases may be as short as a second.
+    pub fn etcd() -> Self {
+        Self::etcd_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn etcd_with(args: &[&str]) -> Self {
+        Self::start_all(vec![Etcd::alone(args)]).remove(0)
+    }
+
+    /// An etcd cluster, empty, with a leader.
+    pub fn etcd_cluster(members: usize) -> Vec<Self> {
+        Self::start_all(Etcd::cluster(members))
+    }
+
+    /// None of them is ready before there are enough.
+    fn start_all(etcds: Vec<Etcd>) -> Vec<Self> {
+        let start = |etcd: Etcd| {
+            let dir = tempfile::tempdir().expect("a temporary directory can be made");
+            let child = etcd.spawn(dir.path(), None);
+            Self { etcd, dir, child, addr: SocketAddr::from(([0, 0, 0, 0], 0)) }
+        };
+        let mut servers: Vec<_> = etcds.into_iter().map(start).collect();
+        for server in &mut servers {
+            server.addr = Etcd::ready(&mut server.child, server.dir.path());
+        }
+        servers
+    }
+
+    /// Where its clients connect. It stays the same over [`restart`](Self::restart).
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Stops its time: it keeps its connections and answers nothing.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills it at once; its files stay.
+    pub fn kill9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again with its files, at the same address; kills it before if it still runs.
+    pub fn restart(&mut self) {
+        self.kill9();
+        self.child = self.etcd.spawn(self.dir.path(), Some(self.addr));
+        self.addr = Etcd::ready(&mut self.child, self.dir.path());
+    }
+
+    /// A way to it that can be cut.
+    pub fn through(&self) -> Proxy {
+        Proxy::to(self.addr)
+    }
+
+    /// What it has written to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(log(self.dir.path())).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("it has a process id");
+        rustix::process::kill_process(pid, signal).expect("it can be signalled");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<String> = log.lines().map(|line| line.chars().take(200).collect()).collect();
+            eprintln!("--- the last lines of {:?}:\n{}", self.etcd, lines[lines.len().saturating_sub(20)..].join("\n"));
+        }
+    }
+}
+
+fn log(dir: &Path) -> PathBuf {
+    dir.join("log")
+}
+
+/// Starts a program whose output goes to the log.
+fn spawn(command: &mut Command, package: &str, dir: &Path) -> Child {
+    let out = std::fs::File::create(log(dir)).expect("the log can be made");
+    let err = out.try_clone().expect("a file can be shared");
+    command.stdin(Stdio::null()).stdout(out).stderr(err);
+    command.spawn().unwrap_or_else(|error| {
+        let program = command.get_program().display();
+        panic!("cannot start {program}: {error}; the Debian package is {package}, and `cargo xtask test` installs it")
+    })
+}
+
+/// Looks at the log until `find` finds something in it.
+fn until<T>(child: &mut Child, dir: &Path, find: impl Fn(&str) -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let log = std::fs::read_to_string(log(dir)).unwrap_or_default();
+        if let Some(found) = find(&log) {
+            return found;
+        }
+        let ended = child.try_wait().ok().flatten();
+        if ended.is_some() || Instant::now() > end {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it did not start ({ended:?}):\n{log}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until somebody listens there.
+fn listens(addr: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok()
+}
