@@ -57,7 +57,7 @@ fn path(name: &LockName) -> String {
     format!("/v1/locks/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC))
 }
 
-fn time(ms: i64) -> String {
+pub(crate) fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |at| format!("{at:.0}"))
 }
 
