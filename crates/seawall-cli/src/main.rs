@@ -74,7 +74,7 @@ enum Command {
     Locks(locks::Args),
     /// Stand for election, and run a command while leading; it is ended when the leadership is lost, then it stands again.
     Elect(elect::Args),
-    /// Show who leads what, in which term, and who stands for it.
+    /// Show who leads what, in which term, and who stands for it; remove a leader by force.
     Elections(elections::Args),
     /// Run a command that ends with its parent.
     #[command(hide = true)]

@@ -390,11 +390,22 @@ async fn force(
     Path(name): Path<String>,
     body: Result<Json<Force>, JsonRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let name = lock_name(&name)?;
+    force_from(&coord, &lock_name(&name)?, body).await
+}
+
+/// Takes a lock, or the lock that decides an election, from its holder.
+async fn force_from(
+    coord: &Coord,
+    name: &LockName,
+    body: Result<Json<Force>, JsonRejection>,
+) -> Result<Json<Value>, Problem> {
     let Json(Force { by, why }) = body?;
-    match coord.backend.force(&name, &by, &why).await? {
+    match coord.backend.force(name, &by, &why).await? {
         Some(holder) => Ok(Json(json!({ "released": holder }))),
-        None => Err(Problem::new(StatusCode::NOT_FOUND, "not-held", format!("nobody holds `{name}`"))),
+        None => {
+            let what = name.election().map_or_else(|| format!("holds `{name}`"), |name| format!("leads `{name}`"));
+            Err(Problem::new(StatusCode::NOT_FOUND, "not-held", format!("nobody {what}")))
+        }
     }
 }
 

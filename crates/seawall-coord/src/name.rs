@@ -118,6 +118,16 @@ impl LockName {
         Self(format!("{ELECTION}{name}").into())
     }
 
+    /// One that was written by this crate, an election's included.
+    pub(crate) fn deserialize_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let name = match text.strip_prefix(ELECTION) {
+            Some(name) => ElectionName::try_new(name).map(|name| Self::of_election(&name)),
+            None => Self::try_new(&text),
+        };
+        name.map_err(serde::de::Error::custom)
+    }
+
     /// The name of the election that this lock decides, if it is one of those.
     pub fn election(&self) -> Option<&str> {
         self.0.strip_prefix(ELECTION)

@@ -1,10 +1,13 @@
 //! Elections on a real control node: over HTTP, from Rust, and around commands; with leaders that are killed and cut off.
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use seawall_coord::{ElectionName, HandOverError, Observer, Remote, Token, Why};
+use seawall_coord::{
+    Candidacy, ElectionName, Fence, HandOverError, Observer, Owner, Remote, SessionConfig, Token, Why, lead,
+};
 use serde_json::json;
 
 use super::locks::{Holder, complains_of, open, runtime, session};
@@ -118,6 +121,7 @@ fn bad_requests_get_a_clear_answer_and_elections_are_no_locks() {
         ("GET", "/v1/elections/a%2Fb/observe".into(), String::new(), 400, "character '/'"),
         ("GET", "/v1/elections/x?seen=5".into(), String::new(), 400, "`seen=5` is not known"),
         ("GET", "/v1/elections/x?until=gone".into(), String::new(), 400, "unknown field `until`"),
+        ("POST", "/v1/elections/x/force".into(), r#"{"by":"me"}"#.into(), 404, "nobody leads `x`"),
         ("PATCH", "/v1/elections/x".into(), String::new(), 405, ""),
         ("PUT", "/v1/locks/elect%2Fe/claims/".to_owned() + &token.to_string(), body.clone(), 400, "character '/'"),
     ] {
@@ -278,4 +282,66 @@ fn a_leader_that_is_cut_off_ends_its_command_and_stands_again() {
     // It leads again, in another term.
     let again = || leader.out().lines().filter_map(|line| line.strip_prefix("term=")?.parse::<u64>().ok()).max();
     until("it leads again", || again() > Some(term));
+}
+
+#[test]
+fn a_leader_that_is_removed_by_force_stands_again_behind_the_others() {
+    let site = Site::new(FILE);
+    let _control = site.control();
+    let first = elect(&site, "first", "10s", WORKS);
+    let (pid, term) = (first.number("pid"), first.number("term"));
+    let second = elect(&site, "second", "10s", WORKS);
+    until("the second stands", || standing(site.control) == 1);
+    let forced = site.run(&["elections", "e", "--force", "--why", "it hangs", "--by", "ann"]);
+    let said = String::from_utf8_lossy(&forced.stdout);
+    assert!(said.contains(&format!("first leads e no more, term {term} is over")), "{forced:?}");
+    assert!(second.number("term") > term);
+    until("its command is ended", || !alive(pid as u32));
+    until("the first stands again", || standing(site.control) == 1);
+    assert!(first.out().contains("taken away by an operator"), "{}", first.out());
+    let shown = String::from_utf8(site.run(&["elections", "e"]).stdout).unwrap();
+    assert!(shown.contains("e is led by second") && shown.contains("1. stands: first"), "{shown}");
+    assert!(shown.contains(&format!("first was removed in term {term} by ann: it hangs")), "{shown}");
+}
+
+#[test]
+fn work_in_rust_ends_by_its_own_clock_and_begins_again_when_control_is_back() {
+    let site = Site::new(FILE);
+    let control = site.control();
+    let at = site.control;
+    runtime().block_on(async {
+        let (said, mut hears) = tokio::sync::mpsc::unbounded_channel();
+        let session = SessionConfig::new(Owner::try_new("a").unwrap()).ttl(Duration::from_secs(1));
+        let candidacy = Candidacy { name: ElectionName::try_new("e").unwrap(), info: String::new(), session };
+        /// Says when it is dropped.
+        struct Work(tokio::sync::mpsc::UnboundedSender<Option<Fence>>);
+        impl Drop for Work {
+            fn drop(&mut self) {
+                let _ = self.0.send(None);
+            }
+        }
+        let standing = tokio::spawn(lead(Remote::new([at]), candidacy, move |leadership| {
+            said.send(Some(leadership.term())).unwrap();
+            let work = Work(said.clone());
+            async move {
+                std::future::pending::<()>().await;
+                drop(work);
+                ControlFlow::<()>::Continue(())
+            }
+        }));
+        let first = hears.recv().await.unwrap().expect("leads");
+        let killed = tokio::task::spawn_blocking(move || control.kill());
+        killed.await.unwrap();
+        let from = Instant::now();
+        assert_eq!(hears.recv().await.unwrap(), None);
+        assert!(from.elapsed() < Duration::from_secs(1), "{:?}", from.elapsed());
+        // For longer than its time to live.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert!(!standing.is_finished() && hears.is_empty());
+        let _control = tokio::task::spawn_blocking(move || site.control()).await.unwrap();
+        let second = tokio::time::timeout(Duration::from_secs(10), hears.recv()).await.unwrap().unwrap();
+        assert!(second > Some(first), "{second:?} after {first}");
+        standing.abort();
+        assert_eq!(hears.recv().await.unwrap(), None);
+    });
 }

@@ -12,10 +12,11 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
 use seawall_coord::{
-    Backend, CandidateView, Claim, ElectionName, ElectionView, Elections, Fence, HandedOver, Observer, StoreBackend,
+    Audit, Backend, CandidateView, Claim, ElectionName, ElectionView, Elections, Fence, HandedOver, LockName, Observer,
+    StoreBackend,
 };
 use seawall_types::{Period, Revision};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Coord, Named, Problem, lease};
@@ -30,6 +31,7 @@ pub(super) fn router() -> Router<Coord> {
         .route("/v1/elections", get(list))
         .route("/v1/elections/{name}", get(show))
         .route("/v1/elections/{name}/observe", get(observe))
+        .route("/v1/elections/{name}/force", post(force))
         .route(CANDIDATE, put(super::claim).get(super::read).delete(super::release))
         .route(&format!("{CANDIDATE}/info"), put(publish))
         .route(&format!("{CANDIDATE}/hand-over"), post(hand_over))
@@ -41,6 +43,22 @@ fn election_name(name: &str) -> Result<ElectionName, Problem> {
 
 async fn list(State(coord): State<Coord>) -> Result<Json<Vec<ElectionView>>, Problem> {
     Ok(Json(coord.backend.elections().await?))
+}
+
+async fn force(
+    State(coord): State<Coord>,
+    Path(name): Path<String>,
+    body: Result<Json<super::Force>, JsonRejection>,
+) -> Result<Json<Value>, Problem> {
+    super::force_from(&coord, &LockName::of_election(&election_name(&name)?), body).await
+}
+
+/// An election, and when its leader was removed by force.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    election: ElectionView,
+    forced: Vec<Audit>,
 }
 
 /// `?wait=30s&seen=none`, or `?wait=30s&seen=<term>-<modified>`
@@ -68,7 +86,7 @@ async fn show(
     State(coord): State<Coord>,
     Path(name): Path<String>,
     query: Result<Params<Seen>, crate::api::Problem>,
-) -> Result<Json<ElectionView>, Problem> {
+) -> Result<Json<Shown>, Problem> {
     let name = election_name(&name)?;
     let Params(query) = query.map_err(|problem| Problem::invalid(problem.1))?;
     if let Some(text) = &query.seen {
@@ -88,7 +106,10 @@ async fn show(
             () = coord.drain.signaled() => {}
         }
     }
-    Ok(Json(coord.backend.election(&name).await?))
+    let election = coord.backend.election(&name).await?;
+    let mut forced = coord.backend.audits().await?;
+    forced.retain(|audit| audit.lock.election() == Some(name.as_str()));
+    Ok(Json(Shown { election, forced }))
 }
 
 async fn observe(

@@ -102,7 +102,8 @@ struct ClaimValue {
 /// A release by an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// The lock.
+    /// The lock; an election's is written `elect/<name>`.
+    #[serde(deserialize_with = "LockName::deserialize_any")]
     pub lock: LockName,
     /// Who did it.
     pub by: String,

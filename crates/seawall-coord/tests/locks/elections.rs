@@ -379,4 +379,10 @@ async fn an_election_is_not_a_lock(store: Arc<dyn Store>) {
     assert_eq!(elections[0].leader.as_ref().unwrap().term, leads.term());
     guard.release().await.unwrap();
     assert!(leads.check().is_ok());
+    // Taken away by force, it is lost at once, and the record says of which it was.
+    let lock = LockName::of_election(&election("e"));
+    let forced = backend.force(&lock, "ann", "it hangs").await.unwrap().unwrap();
+    assert_eq!((forced.fence, timeout(SOON, leads.lost()).await.unwrap()), (leads.term(), Why::Removed));
+    let audits = backend.audits().await.unwrap();
+    assert_eq!((audits.len(), &audits[0].lock), (1, &lock));
 }
