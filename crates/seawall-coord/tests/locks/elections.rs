@@ -20,6 +20,7 @@ on_each!(
     work_of_one_candidate_never_overlaps_even_when_it_is_forced_out,
     work_that_is_dropped_leads_no_more,
     an_election_is_not_a_lock,
+    what_became_of_a_hand_over_without_an_answer_is_found_out,
 );
 
 fn election(text: &str) -> ElectionName {
@@ -385,4 +386,23 @@ async fn an_election_is_not_a_lock(store: Arc<dyn Store>) {
     assert_eq!((forced.fence, timeout(SOON, leads.lost()).await.unwrap()), (leads.term(), Why::Removed));
     let audits = backend.audits().await.unwrap();
     assert_eq!((audits.len(), &audits[0].lock), (1, &lock));
+}
+
+async fn what_became_of_a_hand_over_without_an_answer_is_found_out(store: Arc<dyn Store>) {
+    let flaky = Flaky::new(store.clone(), 5);
+    let backend = StoreBackend::open(flaky.clone()).await.unwrap();
+    let (a, b) = (session(&backend, "a").await, session(&backend, "b").await);
+    let leads = campaign(&a).await;
+    let term = leads.term();
+    let waiting = tokio::spawn(async move { campaign(&b).await });
+    standing(&backend, 1).await;
+    flaky.die_after_a_write();
+    let Err(HandOverError::Backend { error, leadership }) = leads.hand_over("b").await else { panic!("no answer") };
+    assert!(matches!(error, BackendError::Unknown { .. }), "{error:?}");
+    flaky.live();
+    assert_eq!(timeout(SOON, leadership.lost()).await.unwrap(), Why::Removed, "it was done");
+    assert!(waiting.await.unwrap().term() > term);
+    drop(leadership);
+    assert!(a.check().is_ok());
+    nobody_is_left(&backend, &store).await;
 }
