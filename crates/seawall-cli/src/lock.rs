@@ -13,8 +13,8 @@ use anyhow::Context;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
-use seawall_coord::{Boot, ClaimError, Clock, LockName, Owner, Remote, Session, SessionConfig, SessionError};
-use seawall_drain::Signals;
+use seawall_coord::{Boot, ClaimError, Clock, Guard, LockName, Owner, Remote, Session, SessionConfig, SessionError};
+use seawall_drain::{Signals, Stop};
 use seawall_types::Period;
 use tokio::process::Child;
 
@@ -50,17 +50,22 @@ pub(crate) struct Args {
 }
 
 /// Control does not answer (`EX_UNAVAILABLE`).
-const UNAVAILABLE: i32 = 69;
+pub(crate) const UNAVAILABLE: i32 = 69;
 /// The lock was lost (`EX_SOFTWARE`).
 const LOST: i32 = 70;
 /// The lock was not free (`EX_TEMPFAIL`).
-const BUSY: i32 = 75;
+pub(crate) const BUSY: i32 = 75;
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let runtime = process::runtime()?;
     // Ends by itself, when everything is given back.
     let code = runtime.block_on(Box::pin(hold(args)))?;
     std::process::exit(code)
+}
+
+/// A session for a command.
+pub(crate) fn config(who: Option<Owner>, ttl: Duration) -> SessionConfig {
+    SessionConfig { margin: Some(margin(ttl)), ..SessionConfig::new(who.unwrap_or_else(owner)).ttl(ttl) }
 }
 
 fn owner() -> Owner {
@@ -73,10 +78,7 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     // Before anything is held: a signal that nobody listens for ends the process.
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
     let ttl = args.ttl.get();
-    // Half of it is for the command to end by SIGTERM, the other half for whatever comes late.
-    let margin = (ttl / 5).max(Duration::from_millis(50));
-    let config =
-        SessionConfig { margin: Some(margin), ..SessionConfig::new(args.owner.unwrap_or_else(owner)).ttl(ttl) };
+    let config = config(args.owner, ttl);
     let session = match Session::open(Remote::new([args.which.addr()?]), config).await {
         Ok(session) => session,
         Err(SessionError::Backend(error)) if error.retryable() => return Ok(say(UNAVAILABLE, &error)),
@@ -103,38 +105,17 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
             return Ok(say(code, &format!("lock `{}`: {error}", args.name)));
         }
     };
-    // The clock is read first, so that it is none too long.
-    let may_run_until = || Clock::default().now() + held.remaining() + margin / 2;
-    let mut leased = Leased::spawn(&args.command, &args.name, &held.fence().to_string(), may_run_until())?;
-    let beat = ttl / 20;
-    let ended = loop {
-        let until = may_run_until();
-        if held.check().is_ok() {
-            leased.allow(until);
-        }
-        tokio::select! {
-            biased;
-            why = held.lost() => break Err((why, until)),
-            ended = leased.child.wait() => break Ok(ended?),
-            _ = signals.recv() => leased.signal(Signal::TERM),
-            () = tokio::time::sleep(beat) => {}
-        }
-    };
-    let code = match ended {
-        Ok(ended) => {
+    let fence = held.fence().to_string();
+    let words = [("SEAWALL_FENCING_TOKEN", &*fence), ("SEAWALL_LOCK", args.name.as_str())];
+    let what = format!("lock `{}`", args.name);
+    let code = match under(&Held { guard: &held, ttl }, &what, &args.command, &words, &mut signals).await? {
+        Ended::Itself(code) => {
             if let Err(error) = held.release().await {
                 eprintln!("seawall: the release of `{}` was not confirmed: {error}", args.name);
             }
-            code(ended)
+            code
         }
-        Err((why, until)) => {
-            say(LOST, &format!("lock `{}` is lost: {why}; the command is ended", args.name));
-            // A lock that was taken away by force is somebody else's already; there is only less patience left.
-            let patience = until.since(Clock::default().now()).min(margin / 2);
-            leased.signal(Signal::TERM);
-            let _ = tokio::time::timeout(patience, leased.child.wait()).await;
-            leased.kill();
-            leased.child.wait().await?;
+        Ended::Lost { .. } => {
             drop(held);
             LOST
         }
@@ -143,13 +124,79 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     Ok(code)
 }
 
-fn say(code: i32, what: &impl std::fmt::Display) -> i32 {
+/// How a command ended.
+pub(crate) enum Ended {
+    /// By itself, or by a signal that was passed on: its exit code.
+    Itself(i32),
+    /// Because what it ran under was lost.
+    Lost {
+        /// Whether it had been asked to stop before.
+        stopped: Option<Stop>,
+    },
+}
+
+/// What a command runs under.
+pub(crate) struct Held<'a> {
+    /// Held.
+    pub(crate) guard: &'a Guard<Remote>,
+    /// The time to live of its session.
+    pub(crate) ttl: Duration,
+}
+
+/// How long before the end of a session the command has to be told: half of it is for it to end by SIGTERM, the other half
+/// for whatever comes late.
+fn margin(ttl: Duration) -> Duration {
+    (ttl / 5).max(Duration::from_millis(50))
+}
+
+/// Runs a command for as long as this is held, and ends it when it is lost. Signals are passed on to it.
+pub(crate) async fn under(
+    held: &Held<'_>,
+    what: &str,
+    command: &[String],
+    words: &[(&str, &str)],
+    signals: &mut Signals,
+) -> anyhow::Result<Ended> {
+    let Held { guard: held, ttl } = *held;
+    let margin = margin(ttl);
+    // The clock is read first, so that it is none too long.
+    let may_run_until = || Clock::default().now() + held.remaining() + margin / 2;
+    let mut leased = Leased::spawn(command, words, may_run_until())?;
+    let beat = ttl / 20;
+    let mut stopped = None;
+    let (why, until) = loop {
+        let until = may_run_until();
+        if held.check().is_ok() {
+            leased.allow(until);
+        }
+        tokio::select! {
+            biased;
+            why = held.lost() => break (why, until),
+            ended = leased.child.wait() => return Ok(Ended::Itself(code(ended?))),
+            stop = signals.recv() => {
+                stopped = Some(stop);
+                leased.signal(Signal::TERM);
+            }
+            () = tokio::time::sleep(beat) => {}
+        }
+    };
+    eprintln!("seawall: {what} is lost: {why}; the command is ended");
+    // What was taken away by force is somebody else's already; there is only less patience left.
+    let patience = until.since(Clock::default().now()).min(margin / 2);
+    leased.signal(Signal::TERM);
+    let _ = tokio::time::timeout(patience, leased.child.wait()).await;
+    leased.kill();
+    leased.child.wait().await?;
+    Ok(Ended::Lost { stopped })
+}
+
+pub(crate) fn say(code: i32, what: &impl std::fmt::Display) -> i32 {
     eprintln!("seawall: {what}");
     code
 }
 
 /// The command as others see it, of bounded length.
-fn shown(command: &[String]) -> String {
+pub(crate) fn shown(command: &[String]) -> String {
     command.join(" ").chars().take(200).collect()
 }
 
@@ -159,7 +206,7 @@ fn code(ended: ExitStatus) -> i32 {
 }
 
 /// What is not confirmed ends by its time to live.
-async fn close(session: Session<Remote>) {
+pub(crate) async fn close(session: Session<Remote>) {
     if let Err(error) = session.close().await {
         eprintln!("seawall: the end of the session was not confirmed, it ends by itself: {error}");
     }
@@ -172,17 +219,17 @@ struct Leased {
 }
 
 impl Leased {
-    fn spawn(command: &[String], name: &LockName, fence: &str, until: Boot) -> anyhow::Result<Self> {
+    fn spawn(command: &[String], words: &[(&str, &str)], until: Boot) -> anyhow::Result<Self> {
         // Inherited by the guard, which opens it anew; this end is not.
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).context("no pipe for the guard")?;
         rustix::io::fcntl_setfd(&write, FdFlags::CLOEXEC)?;
         let mut child = tokio::process::Command::new(std::env::current_exe()?);
-        let mut words = guard::words(std::process::id(), true);
-        let at = words.len() - 1;
-        words.insert(at, format!("--lease={}", read.as_raw_fd()));
+        let mut call = guard::words(std::process::id(), true);
+        let at = call.len() - 1;
+        call.insert(at, format!("--lease={}", read.as_raw_fd()));
         // Of a group of its own, so that all of it can be ended, and Ctrl-C reaches this process alone.
-        child.args(words).args(command).process_group(0);
-        child.env("SEAWALL_FENCING_TOKEN", fence).env("SEAWALL_LOCK", name.as_str());
+        child.args(call).args(command).process_group(0);
+        child.envs(words.iter().copied());
         // Before it starts: this process may be stopped right after.
         let mut pipe = std::fs::File::from(write);
         pipe.write_all(&guard::moment(until))?;

@@ -26,11 +26,11 @@ pub(crate) struct Args {
 }
 
 #[derive(Deserialize)]
-struct Audit {
-    by: String,
-    why: String,
-    at_ms: i64,
-    holder: ClaimView,
+pub(crate) struct Audit {
+    pub(crate) by: String,
+    pub(crate) why: String,
+    pub(crate) at_ms: i64,
+    pub(crate) holder: ClaimView,
 }
 
 #[derive(Deserialize)]
@@ -41,8 +41,8 @@ struct Shown {
 }
 
 #[derive(Deserialize)]
-struct Released {
-    released: ClaimView,
+pub(crate) struct Released {
+    pub(crate) released: ClaimView,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -57,7 +57,7 @@ fn path(name: &LockName) -> String {
     format!("/v1/locks/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC))
 }
 
-fn time(ms: i64) -> String {
+pub(crate) fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |at| format!("{at:.0}"))
 }
 

@@ -4,6 +4,8 @@ mod admin;
 mod ask;
 mod config;
 mod control;
+mod elect;
+mod elections;
 mod gateway;
 mod guard;
 mod init;
@@ -70,6 +72,10 @@ enum Command {
     Lock(lock::Args),
     /// Show who holds which lock and who waits; take a lock away by force.
     Locks(locks::Args),
+    /// Stand for election, and run a command while leading; it is ended when the leadership is lost, then it stands again.
+    Elect(elect::Args),
+    /// Show who leads what, in which term, and who stands for it; remove a leader by force.
+    Elections(elections::Args),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -111,6 +117,8 @@ fn main() -> ExitCode {
         Command::Breaker(args) => policies::order(&args),
         Command::Lock(args) => lock::run(args),
         Command::Locks(args) => locks::run(&args),
+        Command::Elect(args) => elect::run(args),
+        Command::Elections(args) => elections::run(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

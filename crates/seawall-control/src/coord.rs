@@ -1,23 +1,26 @@
-//! Sessions and locks over HTTP, described in `docs/api.md`. A session lives by its keep-alives alone.
+//! Sessions, locks and elections over HTTP, described in `docs/api.md`. A session lives by its keep-alives alone.
 //!
 //! A request for a claim can be repeated: the claim is recognised by its token. One whose connection breaks, or whose wait is
 //! over, keeps its place in the queue for [`LINGER`], so that a repetition finds it there; then it is withdrawn. A token that
 //! was withdrawn is refused for ever after, or nearly: a request that was held up on its way must not bring back what its
 //! sender has given up.
 
+mod elections;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use seawall_coord::{
-    Audit, Backend, BackendError, Claim, ClaimError, ClaimView, Gone, Limits, LockName, LockView, Owner, Released,
-    StoreBackend, StoreLease, Terms, Token, Want,
+    Audit, Backend, BackendError, Claim, ClaimError, ClaimView, ElectionName, Gone, Limits, LockName, LockView, Owner,
+    Released, StoreBackend, StoreLease, Terms, Token, Want,
 };
 use seawall_drain::Drain;
 use seawall_types::Period;
@@ -60,6 +63,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(coord: Coord) -> Router<S
         .route("/v1/locks/{name}", get(show))
         .route("/v1/locks/{name}/force", post(force))
         .route("/v1/locks/{name}/claims/{token}", put(claim).get(read).delete(release))
+        .merge(elections::router())
         .with_state(coord)
 }
 
@@ -301,8 +305,23 @@ fn lease(session: &str) -> Result<StoreLease, Problem> {
     session.parse().map_err(Problem::invalid)
 }
 
-fn names(name: &str, token: &str) -> Result<(LockName, Token), Problem> {
-    Ok((lock_name(name)?, token.parse().map_err(Problem::invalid)?))
+/// The lock and the token in a claim's path; the lock of the election in a candidate's.
+struct Named(LockName, Token);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((name, token)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::new(rejection.status(), "invalid", rejection.body_text()))?;
+        let name = if parts.uri.path().starts_with("/v1/elections/") {
+            LockName::of_election(&ElectionName::try_new(&name).map_err(Problem::invalid)?)
+        } else {
+            lock_name(&name)?
+        };
+        Ok(Self(name, token.parse().map_err(Problem::invalid)?))
+    }
 }
 
 #[derive(Deserialize)]
@@ -371,11 +390,22 @@ async fn force(
     Path(name): Path<String>,
     body: Result<Json<Force>, JsonRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let name = lock_name(&name)?;
+    force_from(&coord, &lock_name(&name)?, body).await
+}
+
+/// Takes a lock, or the lock that decides an election, from its holder.
+async fn force_from(
+    coord: &Coord,
+    name: &LockName,
+    body: Result<Json<Force>, JsonRejection>,
+) -> Result<Json<Value>, Problem> {
     let Json(Force { by, why }) = body?;
-    match coord.backend.force(&name, &by, &why).await? {
+    match coord.backend.force(name, &by, &why).await? {
         Some(holder) => Ok(Json(json!({ "released": holder }))),
-        None => Err(Problem::new(StatusCode::NOT_FOUND, "not-held", format!("nobody holds `{name}`"))),
+        None => {
+            let what = name.election().map_or_else(|| format!("holds `{name}`"), |name| format!("leads `{name}`"));
+            Err(Problem::new(StatusCode::NOT_FOUND, "not-held", format!("nobody {what}")))
+        }
     }
 }
 
@@ -401,11 +431,10 @@ fn claimed(claim: &Claim, held: bool) -> Json<Value> {
 
 async fn claim(
     State(coord): State<Coord>,
-    Path((name, token)): Path<(String, String)>,
+    Named(name, token): Named,
     wait: Result<Params<Wait>, crate::api::Problem>,
     body: Result<Json<NewClaim>, JsonRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let (name, token) = names(&name, &token)?;
     let Params(Wait { wait }) = wait.map_err(|problem| Problem::invalid(problem.1))?;
     let Json(NewClaim { session, info }) = body?;
     let lease = lease(&session)?;
@@ -449,10 +478,9 @@ struct Whose {
 
 async fn read(
     State(coord): State<Coord>,
-    Path((name, token)): Path<(String, String)>,
+    Named(name, token): Named,
     whose: Result<Params<Whose>, crate::api::Problem>,
 ) -> Result<Json<Value>, Problem> {
-    let (name, token) = names(&name, &token)?;
     let Params(Whose { session, until, wait }) = whose.map_err(|problem| Problem::invalid(problem.1))?;
     let lease = lease(&session)?;
     coord.backend.session(&lease).await?;
@@ -475,10 +503,9 @@ async fn read(
 
 async fn release(
     State(coord): State<Coord>,
-    Path((name, token)): Path<(String, String)>,
+    Named(name, token): Named,
     whose: Result<Params<Whose>, crate::api::Problem>,
 ) -> Result<StatusCode, Problem> {
-    let (name, token) = names(&name, &token)?;
     let Params(Whose { session, .. }) = whose.map_err(|problem| Problem::invalid(problem.1))?;
     let lease = lease(&session)?;
     coord.backend.session(&lease).await?;
@@ -487,7 +514,8 @@ async fn release(
     match coord.backend.withdraw(&lease, &name, &token).await? {
         Released::Now => Ok(StatusCode::NO_CONTENT),
         Released::WasNotHeld | Released::Shared => {
-            let why = format!("this token holds no claim of `{name}`; nothing was changed");
+            let of = name.election().unwrap_or(name.as_str());
+            let why = format!("this token holds no claim of `{of}`; nothing was changed");
             Err(Problem::new(StatusCode::CONFLICT, "not-held", why))
         }
     }

@@ -4,7 +4,9 @@
 //!   can give anything away, and without any answer from it.
 //! - A [`Lock`] is a fair queue: whoever asked first has it first, and each waits for the one before alone. Its [`Guard`]
 //!   carries a fencing token, which only grows, and says how long it is still valid.
-//! - A [`Backend`] does both somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API.
+//! - An [`Election`] is such a queue, too: whoever holds it leads, and its token is the term. A [`Leadership`] publishes
+//!   something about itself, resigns, hands over; an [`Observer`] sees one leader after the other.
+//! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -31,18 +33,20 @@
 mod backend;
 mod class;
 mod clock;
+mod election;
 mod lock;
 mod name;
 mod session;
 
 pub use backend::remote::Remote;
 pub use backend::store::{Audit, StoreBackend, StoreLease};
-pub use backend::view::{ClaimView, LockView};
+pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Manual};
+pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
-pub use name::{LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
+pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
 pub use session::{Keep, Loss, Session, SessionConfig, SessionError, Why};
 
 /// The guide's examples compile.

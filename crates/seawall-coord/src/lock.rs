@@ -275,6 +275,14 @@ impl<B: Backend> fmt::Debug for Guard<B> {
 }
 
 impl<B: Backend> Guard<B> {
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.holding.claim
+    }
+
+    pub(crate) fn inner(&self) -> &Inner<B> {
+        &self.holding.inner
+    }
+
     /// The lock's name.
     pub fn name(&self) -> &LockName {
         &self.holding.claim.name

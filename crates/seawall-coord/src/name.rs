@@ -1,4 +1,4 @@
-//! Names of locks, names of owners and tokens of claims, checked once at the edge.
+//! Names of locks, elections and owners, and tokens of claims, checked once at the edge.
 
 use std::fmt;
 use std::sync::Arc;
@@ -97,11 +97,42 @@ name!(
     MAX_NAME
 );
 name!(
+    /// Names an election: 1 to 255 bytes of UTF-8 without `/` and control characters. A lock of the same name is another thing.
+    ElectionName,
+    "an election's name",
+    MAX_NAME
+);
+name!(
     /// Says to people who holds a session: 1 to 128 bytes of UTF-8 without `/` and control characters. Needs not be unique.
     Owner,
     "an owner's name",
     MAX_OWNER
 );
+
+/// Before the name of the lock that an election is decided by. No text holds it: `/` is refused.
+const ELECTION: &str = "elect/";
+
+impl LockName {
+    /// The lock that an election is decided by: whoever holds it leads. No text names it, so that it is nobody's by mistake.
+    pub fn of_election(name: &ElectionName) -> Self {
+        Self(format!("{ELECTION}{name}").into())
+    }
+
+    /// One that was written by this crate, an election's included.
+    pub(crate) fn deserialize_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let name = match text.strip_prefix(ELECTION) {
+            Some(name) => ElectionName::try_new(name).map(|name| Self::of_election(&name)),
+            None => Self::try_new(&text),
+        };
+        name.map_err(serde::de::Error::custom)
+    }
+
+    /// The name of the election that this lock decides, if it is one of those.
+    pub fn election(&self) -> Option<&str> {
+        self.0.strip_prefix(ELECTION)
+    }
+}
 
 /// 128 random bits, chosen by the claimant before it sends anything: by them it recognises its own claim after a lost reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -167,6 +198,13 @@ mod tests {
             assert!(error.contains(says) && error.len() < 200, "{error}");
         }
         assert!(Owner::try_new(&"x".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn no_text_names_an_elections_lock() {
+        let election = LockName::of_election(&ElectionName::try_new("cron").unwrap());
+        assert_eq!((election.election(), LockName::try_new("cron").unwrap().election()), (Some("cron"), None));
+        assert!(LockName::try_new(election.as_str()).is_err());
     }
 
     #[test]

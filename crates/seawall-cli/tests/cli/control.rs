@@ -1,7 +1,5 @@
 //! The registry over its API, on a real control node.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::support::*;
@@ -10,22 +8,7 @@ const FILE: &str = "control: { listen: CONTROL, ttl: 2s }\n";
 
 /// Follows the stream and hands each event on as `(name, data)`.
 fn follow(site: &Site, query: &str) -> std::sync::mpsc::Receiver<(String, serde_json::Value)> {
-    let mut stream = TcpStream::connect(site.control).unwrap();
-    stream.write_all(format!("GET /v1/watch{query} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut name = String::new();
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if let Some(event) = line.strip_prefix("event: ") {
-                event.clone_into(&mut name);
-            } else if let Some(data) = line.strip_prefix("data: ")
-                && sender.send((name.clone(), serde_json::from_str(data).unwrap())).is_err()
-            {
-                return;
-            }
-        }
-    });
-    receiver
+    events(site.control, &format!("/v1/watch{query}"))
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::support::*;
 
 const FILE: &str = "control: { listen: CONTROL }\n";
 
-fn open(control: SocketAddr, ttl: &str, owner: &str) -> String {
+pub(super) fn open(control: SocketAddr, ttl: &str, owner: &str) -> String {
     let answer = send(control, "POST", "/v1/sessions", &[], &json!({ "ttl": ttl, "owner": owner }).to_string());
     assert_eq!(answer.status, 201, "{answer:?}");
     answer.json()["session"].as_str().unwrap().to_owned()
@@ -172,11 +172,11 @@ fn bad_requests_about_locks_get_a_clear_answer_and_change_nothing() {
     assert_eq!(get(at, "/v1/locks").json(), before);
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-async fn session(at: SocketAddr, owner: &str, ttl: u64) -> Session<Remote> {
+pub(super) async fn session(at: SocketAddr, owner: &str, ttl: u64) -> Session<Remote> {
     let config = SessionConfig::new(Owner::try_new(owner).unwrap()).ttl(Duration::from_millis(ttl));
     Session::open(Remote::new([at]), config).await.unwrap()
 }
@@ -240,28 +240,32 @@ fn rust_holders_exclude_each_other_and_survive_kill_9_of_control() {
     });
 }
 
-/// `seawall lock` with its output in a file of its own.
-struct Holder {
-    child: Child,
+/// `seawall lock` or `seawall elect` with its output in a file of its own.
+pub(super) struct Holder {
+    pub(super) child: Child,
     out: std::path::PathBuf,
 }
 
 impl Holder {
     fn start(site: &Site, out: &str, args: &[&str]) -> Self {
+        Self::run(site, out, &[&["lock"], args].concat())
+    }
+
+    pub(super) fn run(site: &Site, out: &str, args: &[&str]) -> Self {
         let path = site.dir.path().join(out);
         let file = std::fs::File::create(&path).unwrap();
         let mut command = Command::new(SEAWALL);
-        command.arg("lock").args(args).current_dir(site.dir.path()).stdin(Stdio::null());
+        command.args(args).current_dir(site.dir.path()).stdin(Stdio::null());
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         Self { child, out: path }
     }
 
-    fn out(&self) -> String {
+    pub(super) fn out(&self) -> String {
         std::fs::read_to_string(&self.out).unwrap_or_default()
     }
 
     /// The number after `word=` in its output, once it is there.
-    fn number(&self, word: &str) -> u64 {
+    pub(super) fn number(&self, word: &str) -> u64 {
         let find = || {
             let out = self.out();
             let line = out.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix('='))?;
@@ -272,7 +276,7 @@ impl Holder {
     }
 
     /// The exit code; fails after `within`.
-    fn ends(&mut self, within: Duration) -> Option<i32> {
+    pub(super) fn ends(&mut self, within: Duration) -> Option<i32> {
         let end = Instant::now() + within;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -296,7 +300,7 @@ const STUBBORN: &str = "trap '' TERM; sleep 300 & echo child=$!; echo pid=$$; ec
 const WORKS: &str = "echo pid=$$; echo token=$SEAWALL_FENCING_TOKEN; exec sleep 300";
 
 /// What a command says that begins while another still runs; the dead may wait for somebody to bury them.
-fn complains_of(pid: u64) -> String {
+pub(super) fn complains_of(pid: u64) -> String {
     format!("grep -qs 'State:[[:space:]]*[^ZX[:space:]]' /proc/{pid}/status && echo overlap")
 }
 

@@ -1,6 +1,6 @@
 //! Processes, files and plain HTTP for the tests.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -166,6 +166,26 @@ pub(crate) fn send(addr: SocketAddr, method: &str, path: &str, headers: &[&str],
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return Answer::default() };
     let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
     Answer { status, head: head.to_lowercase(), body: body.to_owned() }
+}
+
+/// Follows a stream of server-sent events and hands each on as `(name, data)`.
+pub(crate) fn events(addr: SocketAddr, path: &str) -> std::sync::mpsc::Receiver<(String, Value)> {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut name = String::new();
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if let Some(event) = line.strip_prefix("event: ") {
+                event.clone_into(&mut name);
+            } else if let Some(data) = line.strip_prefix("data: ")
+                && sender.send((name.clone(), serde_json::from_str(data).unwrap())).is_err()
+            {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// A request as a participant sees it.

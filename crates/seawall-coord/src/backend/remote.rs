@@ -1,4 +1,4 @@
-//! Sessions and locks over control's HTTP API, described in `docs/api.md`.
+//! Sessions, locks and elections over control's HTTP API, described in `docs/api.md`.
 //!
 //! Every request can be sent again: a claim is recognised by its token, a session by its own secret. So a request that was
 //! not answered is repeated, and what it had done is found there.
@@ -16,10 +16,11 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::backend::view::ClaimView;
+use crate::backend::view::{CandidateView, ClaimView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
-use crate::name::{LockName, Token};
+use crate::election::{Elections, HandedOver};
+use crate::name::{ElectionName, LockName, Token};
 use crate::session::Why;
 
 /// How long one call may take that does not itself wait.
@@ -71,7 +72,10 @@ fn body(value: &serde_json::Value) -> Vec<u8> {
 }
 
 fn path(name: &LockName, token: &Token) -> String {
-    format!("/v1/locks/{}/claims/{token}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC))
+    match name.election() {
+        Some(name) => format!("/v1/elections/{}/candidates/{token}", utf8_percent_encode(name, NON_ALPHANUMERIC)),
+        None => format!("/v1/locks/{}/claims/{token}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC)),
+    }
 }
 
 impl Remote {
@@ -236,6 +240,67 @@ impl Backend for Remote {
                         tokio::time::sleep(Duration::from_millis(200).mul_f64(0.5 + fastrand::f64())).await
                     }
                 }
+            }
+        }
+    }
+}
+
+/// The answer to a hand-over.
+#[derive(Debug, Deserialize)]
+struct Next {
+    leader: CandidateView,
+}
+
+impl Elections for Remote {
+    async fn publish(&self, lease: &String, claim: &Claim, info: &str) -> Result<bool, BackendError> {
+        let path = format!("{}/info", path(&claim.name, &claim.token));
+        let body = body(&json!({ "session": lease, "info": info }));
+        match self.control.send(Method::PUT, &path, body, CALL).await {
+            Ok(_) => Ok(true),
+            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => Ok(false),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    async fn hand_over(&self, lease: &String, claim: &Claim, to: &str) -> Result<HandedOver, BackendError> {
+        let path = format!("{}/hand-over", path(&claim.name, &claim.token));
+        let body = body(&json!({ "session": lease, "to": to }));
+        match self.control.send(Method::POST, &path, body, CALL).await {
+            Ok(bytes) => Ok(HandedOver::Now(self.read::<Next>(&bytes)?.leader)),
+            Err(ControlError::NotFound(why)) if problem(&why).code == "no-candidate" => Ok(HandedOver::NoCandidate),
+            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => {
+                Ok(HandedOver::NotLeading)
+            }
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    async fn changed(
+        &self,
+        name: &ElectionName,
+        seen: Option<&Option<CandidateView>>,
+    ) -> Result<Option<CandidateView>, BackendError> {
+        let which = |view: &CandidateView| (view.term, view.modified);
+        let mut path = format!("/v1/elections/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC));
+        let mut patience = CALL;
+        if let Some(seen) = seen {
+            let seen =
+                seen.as_ref().map_or_else(|| "none".to_owned(), |view| format!("{}-{}", view.term, view.modified));
+            path += &format!("?seen={seen}&wait={}ms", WAIT.as_millis());
+            patience += WAIT;
+        }
+        loop {
+            let asked = Instant::now();
+            let bytes = self.control.send(Method::GET, &path, Vec::new(), patience).await;
+            let leader = self.read::<ElectionView>(&bytes.map_err(|error| self.error(error))?)?.leader;
+            match seen {
+                Some(seen) if seen.as_ref().map(which) == leader.as_ref().map(which) => {
+                    // A control node that drains answers early.
+                    if asked.elapsed() < WAIT / 2 {
+                        tokio::time::sleep(Duration::from_millis(200).mul_f64(0.5 + fastrand::f64())).await;
+                    }
+                }
+                _ => return Ok(leader),
             }
         }
     }

@@ -7,7 +7,10 @@
 //!
 //! The key names the claim's own random token. So to delete it is to release what is one's own and nothing else, once or
 //! five times; and after a lost reply, to read it is to know what happened.
+//!
+//! The candidates of an election are such a queue under `elect/<name>/`.
 
+mod elections;
 mod queries;
 
 use std::fmt;
@@ -35,6 +38,7 @@ const CALL: Duration = Duration::from_secs(5);
 const AUDITS: usize = 1000;
 /// Where claims, sessions and forced releases are.
 const LOCKS: &str = "lock/";
+const ELECTIONS: &str = "elect/";
 const SESSIONS: &str = "session/";
 const AUDIT: &str = "lock-audit/";
 
@@ -98,7 +102,8 @@ struct ClaimValue {
 /// A release by an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// The lock.
+    /// The lock; an election's is written `elect/<name>`.
+    #[serde(deserialize_with = "LockName::deserialize_any")]
     pub lock: LockName,
     /// Who did it.
     pub by: String,
@@ -120,11 +125,14 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn queue(name: &LockName) -> String {
-    format!("{LOCKS}{name}/")
+    match name.election() {
+        Some(name) => format!("{ELECTIONS}{name}/"),
+        None => format!("{LOCKS}{name}/"),
+    }
 }
 
 fn key(name: &LockName, lease: &StoreLease, token: &Token) -> String {
-    format!("{LOCKS}{name}/{:016x}-{token}", lease.id.0)
+    format!("{}{:016x}-{token}", queue(name), lease.id.0)
 }
 
 fn session_key(lease: &StoreLease) -> String {
@@ -196,7 +204,7 @@ async fn writing<T>(call: impl Future<Output = Result<T, CommitError>>) -> Resul
 }
 
 impl StoreBackend {
-    /// Works in `store`, under the keys `lock/`, `session/`, `lock-audit/` and `meta/fence-base`.
+    /// Works in `store`, under the keys `lock/`, `elect/`, `session/`, `lock-audit/` and `meta/fence-base`.
     ///
     /// # Errors
     /// [`BackendError`] when the store cannot be written.

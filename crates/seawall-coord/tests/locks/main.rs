@@ -43,6 +43,8 @@ macro_rules! on_each {
     };
 }
 
+mod elections;
+
 on_each!(
     sixteen_tasks_exclude_each_other,
     whoever_asked_first_has_it_first,

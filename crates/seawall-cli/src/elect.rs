@@ -1,0 +1,161 @@
+//! `seawall elect NAME -- COMMAND`: stands for election, runs COMMAND while it leads, ends it when it leads no more, and stands
+//! again. The command runs as under `seawall lock`, and ends as early.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use seawall_coord::{BackendError, ClaimError, ElectionName, Owner, Remote, Session, SessionConfig, SessionError};
+use seawall_drain::{Signals, Stop};
+use seawall_types::Period;
+
+use crate::ask::Which;
+use crate::lock::{self, BUSY, Ended, Held, UNAVAILABLE, say};
+use crate::process;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit codes: the command's own; 128 and the signal's number if it died by one, or if this was stopped while it \
+did not lead; 69 control does not answer at the beginning; 75 it did not lead within --wait."
+)]
+pub(crate) struct Args {
+    /// The election: up to 255 bytes, no `/`.
+    name: ElectionName,
+    /// How long others wait after this machine has died or cannot reach control; 1s to 1h.
+    #[arg(long, default_value = "10s")]
+    ttl: Period,
+    /// How long to wait for the leadership, each time. Default: without end.
+    #[arg(long)]
+    wait: Option<Period>,
+    /// Who it is, for those who look and for a hand-over. Default: host and process.
+    #[arg(long)]
+    owner: Option<Owner>,
+    /// What others see of the leader, say its address. Default: the command.
+    #[arg(long)]
+    info: Option<String>,
+    #[command(flatten)]
+    which: Which,
+    /// The command and its arguments. It finds the term in SEAWALL_TERM and in SEAWALL_FENCING_TOKEN, and the election's name
+    /// in SEAWALL_ELECTION.
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+}
+
+/// How long one request for the leadership waits without `--wait`; then there is another.
+const CAMPAIGN: Duration = Duration::from_secs(3600);
+/// The longest pause before it stands again when control does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let runtime = process::runtime()?;
+    let code = runtime.block_on(Box::pin(stand(args)))?;
+    std::process::exit(code)
+}
+
+/// What became of one session.
+enum Stood {
+    /// This is the end.
+    Exit(i32),
+    /// Control has not answered, or the session is lost.
+    Again(String),
+}
+
+async fn stand(args: Args) -> anyhow::Result<i32> {
+    // Before anything is held: a signal that nobody listens for ends the process.
+    let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
+    let control = Remote::new([args.which.addr()?]);
+    let config = lock::config(args.owner.clone(), args.ttl.get());
+    let mut begun = false;
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let why = match open(&control, &config, &mut signals).await {
+            Ok(session) => {
+                begun = true;
+                match lead(&args, session, &mut signals).await? {
+                    Stood::Exit(code) => return Ok(code),
+                    Stood::Again(why) => {
+                        pause = Duration::from_millis(20);
+                        why
+                    }
+                }
+            }
+            Err(Unopened::Stopped(stop)) => return Ok(stop.exit_code().into()),
+            Err(Unopened::Error(SessionError::Backend(error))) if error.retryable() && !begun => {
+                return Ok(say(UNAVAILABLE, &error));
+            }
+            Err(Unopened::Error(SessionError::Backend(error))) if error.retryable() => error.to_string(),
+            Err(Unopened::Error(error @ SessionError::Late { .. })) => error.to_string(),
+            Err(Unopened::Error(error)) => return Err(error.into()),
+        };
+        tracing::debug!(why, "stands again");
+        tokio::select! {
+            () = tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())) => {}
+            stop = signals.recv() => return Ok(stop.exit_code().into()),
+        }
+        pause = (pause * 2).min(PAUSE);
+    }
+}
+
+enum Unopened {
+    Stopped(Stop),
+    Error(SessionError),
+}
+
+async fn open(control: &Remote, config: &SessionConfig, signals: &mut Signals) -> Result<Session<Remote>, Unopened> {
+    tokio::select! {
+        session = Session::open(control.clone(), config.clone()) => session.map_err(Unopened::Error),
+        stop = signals.recv() => Err(Unopened::Stopped(stop)),
+    }
+}
+
+/// Stands and leads for as long as the session lives.
+async fn lead(args: &Args, session: Session<Remote>, signals: &mut Signals) -> anyhow::Result<Stood> {
+    let info = args.info.clone().unwrap_or_else(|| lock::shown(&args.command));
+    let election = session.election(args.name.clone()).info(info);
+    let what = format!("the leadership of `{}`", args.name);
+    loop {
+        let wait = args.wait.map_or(CAMPAIGN, Period::get);
+        let campaigned = tokio::select! {
+            campaigned = election.campaign(wait) => campaigned,
+            stop = signals.recv() => {
+                lock::close(session).await;
+                return Ok(Stood::Exit(stop.exit_code().into()));
+            }
+        };
+        let leadership = match campaigned {
+            Ok(leadership) => leadership,
+            Err(ClaimError::TimedOut { .. } | ClaimError::Removed) if args.wait.is_none() => continue,
+            Err(ClaimError::Busy { holder } | ClaimError::TimedOut { holder, .. }) => {
+                lock::close(session).await;
+                let leader = holder.map(|leader| format!(": {} leads in term {}", leader.owner, leader.fence));
+                let leader = leader.unwrap_or_default();
+                return Ok(Stood::Exit(say(
+                    BUSY,
+                    &format!("election `{}` was not won in {wait:?}{leader}", args.name),
+                )));
+            }
+            Err(ClaimError::Backend(error @ BackendError::Refused { .. })) => return Err(error.into()),
+            Err(error) => return Ok(Stood::Again(error.to_string())),
+        };
+        let term = leadership.term().to_string();
+        let words =
+            [("SEAWALL_TERM", &*term), ("SEAWALL_FENCING_TOKEN", &*term), ("SEAWALL_ELECTION", args.name.as_str())];
+        let held = Held { guard: leadership.guard(), ttl: args.ttl.get() };
+        match lock::under(&held, &what, &args.command, &words, signals).await? {
+            Ended::Itself(code) => {
+                if let Err(error) = leadership.resign().await {
+                    eprintln!("seawall: the resignation from `{}` was not confirmed: {error}", args.name);
+                }
+                lock::close(session).await;
+                return Ok(Stood::Exit(code));
+            }
+            Ended::Lost { stopped: Some(stop) } => return Ok(Stood::Exit(stop.exit_code().into())),
+            Ended::Lost { stopped: None } => {
+                eprintln!("seawall: stands for `{}` again", args.name);
+                drop(leadership);
+            }
+        }
+        if let Err(why) = session.check() {
+            return Ok(Stood::Again(why.to_string()));
+        }
+    }
+}
