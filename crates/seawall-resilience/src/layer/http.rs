@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -14,6 +13,7 @@ use tower_service::Service;
 
 use crate::guard::Given;
 use crate::http::{GuardedBody, Held, chain, priority, rejection, trace, unobserved};
+use crate::sync::{AtomicBool, Ordering};
 use crate::{Chain, Deadline, Guard, Outcome, Priority, Rejected, Report, deadline, timeout};
 
 /// Puts a [`Guard`] around a service that answers HTTP requests, in a server of axum or hyper: what is turned away gets an
