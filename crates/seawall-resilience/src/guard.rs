@@ -253,7 +253,7 @@ impl Guard {
             given.made.store(true, Ordering::Relaxed);
             make(number).await.map_err(CallError::Inner)
         };
-        let call = self.timeout.scope_attempt(call);
+        let call = self.timeout.scope_attempt(given.deadline, call);
         let result = match self.timeout.attempt(given.deadline, call).await {
             Ok(result) => result,
             // Whatever `classify` would say. If it was given up the permits are dropped.

@@ -121,9 +121,9 @@ impl Timeout {
         Limit::new(future, Until::of(deadline, left), self.rejected(Reason::Deadline))
     }
 
-    /// An attempt whose own time, where it has one, is ambient in it.
-    pub(crate) fn scope_attempt<F: Future>(&self, attempt: F) -> deadline::Scope<F> {
-        let own = self.limits().1.map_or_else(|| Deadline::within(Duration::MAX), Deadline::within);
+    /// An attempt of a call up to `deadline`, in which its own time, where it has one, is ambient.
+    pub(crate) fn scope_attempt<F: Future>(&self, deadline: Deadline, attempt: F) -> deadline::Scope<F> {
+        let own = self.limits().1.map_or(deadline, |own| deadline.min(Deadline::after(own)));
         deadline::scope(own, attempt)
     }
 

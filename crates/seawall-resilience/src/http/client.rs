@@ -131,7 +131,7 @@ where
         given.made.store(true, Ordering::Relaxed);
         make(number).await.map_err(CallError::Inner)
     };
-    let call = policies.timeout.scope_attempt(call);
+    let call = policies.timeout.scope_attempt(given.deadline, call);
     let result = match policies.timeout.attempt(given.deadline, call).await {
         Ok(result) => result,
         // If the attempt was given up what is held is dropped.

@@ -163,7 +163,7 @@ where
         made.store(true, Ordering::Relaxed);
         service.call(request).await.map(Ok)
     };
-    let call = policies.timeout.scope_attempt(call);
+    let call = policies.timeout.scope_attempt(deadline, call);
     let given = Given::told(deadline, made, told.ends_it);
     match policies.timeout.attempt(deadline, call).await {
         // Whoever it called keeps to the caller's time as well.
