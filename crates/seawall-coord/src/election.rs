@@ -35,7 +35,7 @@ pub enum HandedOver {
 
 /// A backend that can elect: whose claims can be rewritten, passed on and watched. All calls are bounded in time by the
 /// backend itself, but for [`Elections::changed`].
-pub trait Elections: Backend<Class: Fences> {
+pub trait Elections: Backend {
     /// Writes anew what a claim says about itself, at most [`MAX_INFO`](crate::MAX_INFO) bytes; false when the claim is gone.
     /// Can be repeated.
     fn publish(
@@ -150,12 +150,14 @@ impl<B: Elections> fmt::Debug for Leadership<B> {
     }
 }
 
-impl<B: Elections> Leadership<B> {
+impl<B: Elections<Class: Fences>> Leadership<B> {
     /// The term, which is a fencing token: larger than that of every leader before, and nobody else's.
     pub fn term(&self) -> Fence {
         self.guard.fence()
     }
+}
 
+impl<B: Elections> Leadership<B> {
     /// How long it is still sure without another keep-alive, by the leader's own clock; zero when it is lost.
     pub fn remaining(&self) -> Duration {
         self.guard.remaining()

@@ -1,6 +1,6 @@
 //! Starting etcd.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command};
 
@@ -28,7 +28,7 @@ impl Etcd {
     /// The members of a cluster.
     pub(crate) fn cluster(count: usize) -> Vec<Self> {
         let named = |(at, port)| (format!("m{at}"), format!("http://127.0.0.1:{port}"));
-        let members: Vec<_> = free_ports(count).into_iter().enumerate().map(named).collect();
+        let members: Vec<_> = super::free_ports(count).into_iter().enumerate().map(named).collect();
         let cluster: Vec<_> = members.iter().map(|(name, peer)| format!("{name}={peer}")).collect();
         let cluster = cluster.join(",");
         members
@@ -36,9 +36,11 @@ impl Etcd {
             .map(|(name, peer)| Self { name, peer, cluster: cluster.clone(), more: Vec::new() })
             .collect()
     }
+}
 
-    /// Starts it. It chooses a port for its clients itself the first time, so that nobody else can take it in between.
-    pub(crate) fn spawn(&self, dir: &Path, addr: Option<SocketAddr>) -> Child {
+impl super::Program for Etcd {
+    /// It chooses a port for its clients itself the first time, so that nobody else can take it in between.
+    fn spawn(&self, dir: &Path, addr: Option<SocketAddr>) -> Child {
         let clients = format!("http://127.0.0.1:{}", addr.map_or(0, |addr| addr.port()));
         let mut command = Command::new("etcd");
         command.args(["--name", &self.name, "--data-dir"]).arg(dir.join("data"));
@@ -50,8 +52,7 @@ impl Etcd {
         super::spawn(&mut command, "etcd-server", dir)
     }
 
-    /// Waits until it serves, and says where.
-    pub(crate) fn ready(child: &mut Child, dir: &Path) -> SocketAddr {
+    fn ready(&self, child: &mut Child, dir: &Path) -> SocketAddr {
         super::until(child, dir, |log| {
             let rest = log.split(READY).nth(1)?;
             let addr: SocketAddr = rest.split([',', '\n', ' ']).next()?.parse().ok()?;
@@ -62,15 +63,6 @@ impl Etcd {
 
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
-}
-
-/// Ports that nobody uses at the moment, each another. Members of a cluster have to know each other's beforehand.
-fn free_ports(count: usize) -> Vec<u16> {
-    // Below the range that outgoing connections are given ports from; held until all are found.
-    let start = 19_000 + u16::try_from(std::process::id() % 10_000).unwrap_or(0);
-    let held: Vec<_> =
-        (start..32_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(count).collect();
-    held.iter().filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 mod etcd;
 mod proxy;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,13 +16,22 @@ use rustix::process::{Pid, Signal};
 use etcd::Etcd;
 pub use proxy::Proxy;
 
+/// How a server of some kind is started, again and again with the same files.
+trait Program: std::fmt::Debug + Send + Sync {
+    /// Starts it; the first time without an address, so that it may choose one, and from then on at the one it had.
+    fn spawn(&self, dir: &Path, addr: Option<SocketAddr>) -> Child;
+
+    /// Waits until it serves, and says where.
+    fn ready(&self, child: &mut Child, dir: &Path) -> SocketAddr;
+}
+
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running server, killed and waited for when it is dropped. Its log is printed when the test fails.
 #[derive(Debug)]
 pub struct Server {
-    etcd: Etcd,
+    program: Box<dyn Program>,
     dir: tempfile::TempDir,
     child: Child,
     addr: SocketAddr,
@@ -36,7 +45,7 @@ impl Server {
 
     /// The same with more arguments.
     pub fn etcd_with(args: &[&str]) -> Self {
-        Self::start_all(vec![Etcd::alone(args)]).remove(0)
+        Self::start(Etcd::alone(args))
     }
 
     /// An etcd cluster, empty, with a leader.
@@ -44,16 +53,20 @@ impl Server {
         Self::start_all(Etcd::cluster(members))
     }
 
+    fn start(program: impl Program + 'static) -> Self {
+        Self::start_all([program]).remove(0)
+    }
+
     /// None of them is ready before there are enough.
-    fn start_all(etcds: Vec<Etcd>) -> Vec<Self> {
-        let start = |etcd: Etcd| {
+    fn start_all<P: Program + 'static>(programs: impl IntoIterator<Item = P>) -> Vec<Self> {
+        let start = |program: P| {
             let dir = tempfile::tempdir().expect("a temporary directory can be made");
-            let child = etcd.spawn(dir.path(), None);
-            Self { etcd, dir, child, addr: SocketAddr::from(([0, 0, 0, 0], 0)) }
+            let child = program.spawn(dir.path(), None);
+            Self { program: Box::new(program), dir, child, addr: SocketAddr::from(([0, 0, 0, 0], 0)) }
         };
-        let mut servers: Vec<_> = etcds.into_iter().map(start).collect();
+        let mut servers: Vec<_> = programs.into_iter().map(start).collect();
         for server in &mut servers {
-            server.addr = Etcd::ready(&mut server.child, server.dir.path());
+            server.addr = server.program.ready(&mut server.child, server.dir.path());
         }
         servers
     }
@@ -82,8 +95,8 @@ impl Server {
     /// Starts it again with its files, at the same address; kills it before if it still runs.
     pub fn restart(&mut self) {
         self.kill9();
-        self.child = self.etcd.spawn(self.dir.path(), Some(self.addr));
-        self.addr = Etcd::ready(&mut self.child, self.dir.path());
+        self.child = self.program.spawn(self.dir.path(), Some(self.addr));
+        self.addr = self.program.ready(&mut self.child, self.dir.path());
     }
 
     /// A way to it that can be cut.
@@ -108,7 +121,11 @@ impl Drop for Server {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<String> = log.lines().map(|line| line.chars().take(200).collect()).collect();
-            eprintln!("--- the last lines of {:?}:\n{}", self.etcd, lines[lines.len().saturating_sub(20)..].join("\n"));
+            eprintln!(
+                "--- the last lines of {:?}:\n{}",
+                self.program,
+                lines[lines.len().saturating_sub(20)..].join("\n")
+            );
         }
     }
 }
@@ -149,4 +166,13 @@ fn until<T>(child: &mut Child, dir: &Path, find: impl Fn(&str) -> Option<T>) -> 
 /// Waits until somebody listens there.
 fn listens(addr: SocketAddr) -> bool {
     TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok()
+}
+
+/// Ports that nobody uses at the moment, each another: for servers that cannot choose one themselves. Members of a cluster have to know each other's beforehand.
+fn free_ports(count: usize) -> Vec<u16> {
+    // Below the range that outgoing connections are given ports from; held until all are found.
+    let start = 19_000 + u16::try_from(std::process::id() % 10_000).unwrap_or(0);
+    let held: Vec<_> =
+        (start..32_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(count).collect();
+    held.iter().filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect()
 }
