@@ -8,8 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::process;
 
-/// Installs the Debian packages of those programs that are missing: `(program, package)`. What is no program is named by its
-/// whole path.
+/// Installs the Debian packages of those programs that are missing: `(program, package)`.
 pub(crate) fn install(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
         wanted.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();

@@ -218,6 +218,16 @@ pub trait Backend: Clone + Send + Sync + 'static {
         token: &Token,
     ) -> impl Future<Output = Result<Released, BackendError>> + Send;
 
+    /// The same by a caller who holds the lock, on the caller's runtime: [`Backend::withdraw`] is called on the session's
+    /// thread, and a connection belongs to the runtime that opened it.
+    fn release(
+        &self,
+        lease: &Self::Lease,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Released, BackendError>> + Send {
+        self.withdraw(lease, &claim.name, &claim.token)
+    }
+
     /// Resolves when the claim is no longer there. Tries for as long as it takes: a backend that does not answer says nothing.
     fn gone(&self, lease: &Self::Lease, claim: &Claim) -> impl Future<Output = Gone> + Send;
 }

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{Backend, BackendError, Claim, ClaimError, MAX_INFO, Released, Want};
@@ -186,7 +186,7 @@ struct Pending<B: Backend> {
 impl<B: Backend> Drop for Pending<B> {
     fn drop(&mut self) {
         if self.left {
-            let order = Command::Withdraw { name: self.name.clone(), token: self.token, reply: None };
+            let order = Command::Withdraw { name: self.name.clone(), token: self.token };
             // Without a thread the session is closed, and the claim with it.
             let _ = self.inner.commands.send(order);
         }
@@ -244,19 +244,14 @@ impl<B: Backend> Holding<B> {
             None => self.inner.shared.check(),
         }
     }
-
-    fn withdraw(&mut self, reply: Option<oneshot::Sender<Result<Released, BackendError>>>) -> bool {
-        self.held = false;
-        let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token, reply };
-        self.inner.commands.send(order).is_ok()
-    }
 }
 
 impl<B: Backend> Drop for Holding<B> {
     fn drop(&mut self) {
         if self.held {
+            let order = Command::Withdraw { name: self.claim.name.clone(), token: self.claim.token };
             // Without a thread the session is closed, and the lock free.
-            self.withdraw(None);
+            let _ = self.inner.commands.send(order);
         }
     }
 }
@@ -344,15 +339,11 @@ impl<B: Backend> Guard<B> {
     /// the session is over.
     pub async fn release(self) -> Result<Released, BackendError> {
         let Some(mut holding) = Arc::into_inner(self.holding) else { return Ok(Released::Shared) };
-        let (reply, answer) = oneshot::channel();
-        if !holding.withdraw(Some(reply)) {
-            // The session is closed, the lock free.
-            return Ok(Released::WasNotHeld);
-        }
-        answer.await.unwrap_or_else(|_| {
-            let why = "the session was closed in the meantime".to_owned();
-            Err(BackendError::Unknown { backend: holding.inner.backend.name(), why })
-        })
+        // From here, for a way by the session's thread and back costs as much as the write. If this is dropped or fails, the
+        // holding is dropped as held, and the thread does it.
+        let released = holding.inner.backend.release(&holding.inner.lease, &holding.claim).await;
+        holding.held = released.as_ref().is_err_and(BackendError::retryable);
+        released
     }
 }
 

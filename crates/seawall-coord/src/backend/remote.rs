@@ -225,6 +225,10 @@ impl Backend for Remote {
         self.withdraw_by(&self.background, lease, name, token).await
     }
 
+    async fn release(&self, lease: &String, claim: &Claim) -> Result<Released, BackendError> {
+        self.withdraw_by(&self.control, lease, &claim.name, &claim.token).await
+    }
+
     fn gone(&self, lease: &String, claim: &Claim) -> impl Future<Output = Gone> + Send {
         let path =
             format!("{}?session={lease}&until=gone&wait={}ms", path(&claim.name, &claim.token), WAIT.as_millis());

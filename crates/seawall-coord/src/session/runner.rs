@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::backend::{Backend, BackendError, Claim, Gone, Released};
+use crate::backend::{Backend, BackendError, Claim, Gone};
 use crate::clock::Boot;
 use crate::name::{LockName, Token};
 use crate::session::state::Event;
 use crate::session::{Shared, Why};
 
+/// How long a lock is held before it is watched: most are given back sooner, and a watch costs as much as the lock itself. One
+/// that was taken away in this time is found when the watch begins.
+const SETTLED: Duration = Duration::from_millis(20);
 /// How long the backend may take to end a session that nobody waits for.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// What the thread is asked to do.
 pub(crate) enum Command {
     /// Give a claim back, and tell somebody.
-    Withdraw { name: LockName, token: Token, reply: Option<oneshot::Sender<Result<Released, BackendError>>> },
+    Withdraw { name: LockName, token: Token },
     /// Tell when a claim vanishes, as long as somebody listens.
     Watch { claim: Claim, lost: watch::Sender<Option<Why>> },
     /// Send a keep-alive now, and tell when one is answered.
@@ -118,9 +121,9 @@ impl<B: Backend> Runner<B> {
 
     fn order(&mut self, order: Command, renewing: bool) -> Event {
         match order {
-            Command::Withdraw { name, token, reply } => {
+            Command::Withdraw { name, token } => {
                 let (backend, lease, times) = (self.backend.clone(), self.lease.clone(), self.ttl());
-                tokio::spawn(withdraw(backend, lease, name, token, times, reply));
+                tokio::spawn(withdraw(backend, lease, name, token, times));
             }
             Command::Watch { claim, lost } => {
                 let (backend, lease) = (self.backend.clone(), self.lease.clone());
@@ -168,30 +171,15 @@ async fn finished(renewal: &mut Option<Renewal>) -> Event {
 }
 
 /// Gives a claim back, again and again until the backend has confirmed it or its session must be over there.
-async fn withdraw<B: Backend>(
-    backend: B,
-    lease: B::Lease,
-    name: LockName,
-    token: Token,
-    ttl: Duration,
-    mut reply: Option<oneshot::Sender<Result<Released, BackendError>>>,
-) {
+async fn withdraw<B: Backend>(backend: B, lease: B::Lease, name: LockName, token: Token, ttl: Duration) {
     // A session that lives is kept alive, so this has no natural end; whoever cannot reach the backend for so long has lost
     // the session, too.
     let end = tokio::time::Instant::now() + ttl * 4;
     let mut pause = Duration::from_millis(10);
     loop {
-        let withdrawn = backend.withdraw(&lease, &name, &token).await;
-        let again = match &withdrawn {
-            Ok(_) => false,
-            Err(error) => error.retryable() && tokio::time::Instant::now() < end,
-        };
-        if let Some(reply) = reply.take() {
-            // The caller hears of the first try; the others are made anyway.
-            let _ = reply.send(withdrawn);
-        }
-        if !again {
-            return;
+        match backend.withdraw(&lease, &name, &token).await {
+            Err(error) if error.retryable() && tokio::time::Instant::now() < end => {}
+            _ => return,
         }
         tokio::time::sleep(pause.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
         pause = (pause * 2).min(Duration::from_secs(1));
@@ -206,8 +194,12 @@ async fn watch_claim<B: Backend>(
     lost: watch::Sender<Option<Why>>,
     shared: Arc<Shared>,
 ) {
+    let gone = async {
+        tokio::time::sleep(SETTLED).await;
+        backend.gone(&lease, &claim).await
+    };
     let gone = tokio::select! {
-        gone = backend.gone(&lease, &claim) => gone,
+        gone = gone => gone,
         () = lost.closed() => return,
     };
     match gone {
