@@ -8,7 +8,8 @@ use anyhow::{Context, ensure};
 
 use crate::process;
 
-/// Installs the Debian packages of those programs that are missing: `(program, package)`.
+/// Installs the Debian packages of those programs that are missing: `(program, package)`. What is no program is named by its
+/// whole path.
 pub(crate) fn install(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
         wanted.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();

@@ -12,7 +12,14 @@ const HISTORIES: &str = "1000000";
 const PREEMPTIONS: &str = "3";
 
 pub(crate) fn run(long: bool) -> anyhow::Result<()> {
-    machine::install(&[("python3", "python3"), ("etcd", "etcd-server")])?;
+    machine::install(&[
+        ("python3", "python3"),
+        ("etcd", "etcd-server"),
+        // Debian keeps its programs out of the path; this one is of the package that all versions share.
+        ("pg_createcluster", "postgresql"),
+        ("java", "default-jre-headless"),
+        ("/usr/share/java/zookeeper.jar", "zookeeper"),
+    ])?;
     machine::install_nextest()?;
     // The tests drive the real binaries.
     process::run("cargo", &["build", "--workspace"])?;

@@ -9,6 +9,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("seawall-types", 0),
     ("seawall-drain", 0),
     ("seawall-servers", 0),
+    ("seawall-histories", 0),
     ("seawall-store", 1),
     ("seawall-resilience", 1),
     ("seawall-telemetry", 1),

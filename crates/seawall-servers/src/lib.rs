@@ -4,7 +4,9 @@
 //! Everything here panics when it fails, as a test does.
 
 mod etcd;
+mod postgres;
 mod proxy;
+mod zookeeper;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use etcd::Etcd;
+use postgres::Postgres;
 pub use proxy::Proxy;
+use zookeeper::ZooKeeper;
 
 /// How a server of some kind is started, again and again with the same files.
 trait Program: std::fmt::Debug + Send + Sync {
@@ -23,6 +27,11 @@ trait Program: std::fmt::Debug + Send + Sync {
 
     /// Waits until it serves, and says where.
     fn ready(&self, child: &mut Child, dir: &Path) -> SocketAddr;
+
+    /// Its processes beside the one that was started.
+    fn others(&self, _dir: &Path) -> Vec<Pid> {
+        Vec::new()
+    }
 }
 
 /// How long a server may take to start.
@@ -51,6 +60,26 @@ impl Server {
     /// An etcd cluster, empty, with a leader.
     pub fn etcd_cluster(members: usize) -> Vec<Self> {
         Self::start_all(Etcd::cluster(members))
+    }
+
+    /// A PostgreSQL, empty: database and user `postgres`, no password.
+    pub fn postgres() -> Self {
+        Self::postgres_with(&[])
+    }
+
+    /// The same with settings: `name=value`.
+    pub fn postgres_with(settings: &[&str]) -> Self {
+        Self::start(Postgres::with(settings))
+    }
+
+    /// A ZooKeeper of one member, empty. Its sessions live for 0.5 to 5 seconds.
+    pub fn zookeeper() -> Self {
+        Self::start(ZooKeeper::alone())
+    }
+
+    /// A ZooKeeper ensemble, empty, with a leader.
+    pub fn zookeeper_ensemble(members: usize) -> Vec<Self> {
+        Self::start_all(ZooKeeper::ensemble(members))
     }
 
     fn start(program: impl Program + 'static) -> Self {
@@ -90,6 +119,9 @@ impl Server {
     pub fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for other in self.program.others(self.dir.path()) {
+            let _ = rustix::process::kill_process(other, Signal::KILL);
+        }
     }
 
     /// Starts it again with its files, at the same address; kills it before if it still runs.
@@ -112,6 +144,10 @@ impl Server {
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("it has a process id");
         rustix::process::kill_process(pid, signal).expect("it can be signalled");
+        for other in self.program.others(self.dir.path()) {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(other, signal);
+        }
     }
 }
 
@@ -171,7 +207,8 @@ fn listens(addr: SocketAddr) -> bool {
 /// Ports that nobody uses at the moment, each another: for servers that cannot choose one themselves. Members of a cluster have to know each other's beforehand.
 fn free_ports(count: usize) -> Vec<u16> {
     // Below the range that outgoing connections are given ports from; held until all are found.
-    let start = 19_000 + u16::try_from(std::process::id() % 10_000).unwrap_or(0);
+    // Tests that run at the same time are processes whose numbers follow each other: each has a range of its own to begin in.
+    let start = 19_000 + u16::try_from(std::process::id() % 750).unwrap_or(0) * 16;
     let held: Vec<_> =
         (start..32_000).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(count).collect();
     held.iter().filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect()

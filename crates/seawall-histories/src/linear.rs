@@ -1,0 +1,189 @@
+//! C4: whether a history is linearizable: whether there is an order of its operations, one at a time, each between its call and
+//! its answer, in which every answer is right.
+//!
+//! The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's memory of what has been tried
+//! ("Testing for linearizability", 2017): a set of operations done and the state that they led to is not looked at twice. It
+//! takes exponential time in the number of operations that overlap, so ask for one object at a time, see [`partition`].
+
+mod models;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Debug;
+use std::hash::Hash;
+
+pub use models::{Condition, Held, KvAnswer, KvAsk, KvModel, KvState, LockAnswer, LockAsk, LockModel, lock_operations};
+
+use crate::{Moment, Rule, Violation};
+
+/// What the operations are done to.
+pub trait Model {
+    /// What it is at a moment.
+    type State: Clone + Eq + Hash + Debug;
+    /// What is asked of it.
+    type Ask: Debug;
+    /// What it answers.
+    type Answer: Debug;
+
+    /// What it is in the beginning.
+    fn first(&self) -> Self::State;
+
+    /// What it is after an operation; `None` when it would not have answered so. Without an answer the operation was done and
+    /// nobody knows what came of it.
+    fn step(&self, state: &Self::State, ask: &Self::Ask, answer: Option<&Self::Answer>) -> Option<Self::State>;
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation<Q, A> {
+    /// Who did it.
+    pub process: String,
+    /// When it was asked for.
+    pub called: Moment,
+    /// What was asked.
+    pub ask: Q,
+    /// When it was answered, and how. Without an answer it may have been done at any time since, or never.
+    pub answered: Option<(Moment, A)>,
+}
+
+/// How many states are remembered before the search is given up: some hundred megabytes.
+const MOST: usize = 4 << 20;
+
+/// Nothing, when the history is linearizable; otherwise the operation before which every order failed, of those that came
+/// furthest. A history that takes too long to search is a violation, too: it has not been shown to be none.
+pub fn check<M: Model>(model: &M, operations: &[Operation<M::Ask, M::Answer>]) -> Option<Violation> {
+    Search::new(model, operations).run().err().map(|what| Violation::new(Rule::Linearizable, what))
+}
+
+/// The operations of each object by themselves, in their order.
+pub fn partition<Q, A, K: Ord>(
+    operations: impl IntoIterator<Item = Operation<Q, A>>,
+    object: impl Fn(&Q) -> K,
+) -> BTreeMap<K, Vec<Operation<Q, A>>> {
+    let mut parts: BTreeMap<K, Vec<_>> = BTreeMap::new();
+    for operation in operations {
+        parts.entry(object(&operation.ask)).or_default().push(operation);
+    }
+    parts
+}
+
+/// Calls and answers in the order of time, as a list from which operations are taken and put back. Node 0 is before all.
+struct Search<'a, M: Model> {
+    model: &'a M,
+    operations: &'a [Operation<M::Ask, M::Answer>],
+    /// Which operation a node belongs to, and whether it is the answer.
+    nodes: Vec<(usize, bool)>,
+    /// Of each operation's call and answer, the nodes; 0 for no answer.
+    places: Vec<(usize, usize)>,
+    next: Vec<usize>,
+    previous: Vec<usize>,
+}
+
+/// The end of the list.
+const END: usize = usize::MAX;
+
+impl<'a, M: Model> Search<'a, M> {
+    fn new(model: &'a M, operations: &'a [Operation<M::Ask, M::Answer>]) -> Self {
+        let mut order = Vec::with_capacity(2 * operations.len());
+        for (index, operation) in operations.iter().enumerate() {
+            order.push((operation.called, false, index));
+            if let Some((at, _)) = &operation.answered {
+                order.push((*at.max(&operation.called), true, index));
+            }
+        }
+        // In the same moment a call comes before an answer: they overlap.
+        order.sort_unstable();
+        let nodes: Vec<_> =
+            std::iter::once((0, false)).chain(order.into_iter().map(|(_, answer, index)| (index, answer))).collect();
+        let mut places = vec![(0, 0); operations.len()];
+        for (node, (index, answer)) in nodes.iter().enumerate().skip(1) {
+            if *answer {
+                places[*index].1 = node;
+            } else {
+                places[*index].0 = node;
+            }
+        }
+        let count = nodes.len();
+        let next = (1..=count).map(|node| if node == count { END } else { node }).collect();
+        let previous = (0..count).map(|node| node.saturating_sub(1)).collect();
+        Self { model, operations, nodes, places, next, previous }
+    }
+
+    fn run(mut self) -> Result<(), String> {
+        let mut state = self.model.first();
+        let mut done = vec![0u64; self.operations.len().div_ceil(64)];
+        let mut tried = HashSet::new();
+        let mut stack: Vec<(usize, M::State)> = Vec::new();
+        let mut left = self.operations.iter().filter(|operation| operation.answered.is_some()).count();
+        let mut furthest = (left + 1, String::new());
+        let mut node = self.next[0];
+        while left > 0 {
+            let call = (node != END && !self.nodes[node].1).then(|| self.nodes[node].0);
+            let Some(index) = call else {
+                // An answer whose operation is not done yet, or the end: what was done before was wrong.
+                if left < furthest.0 {
+                    furthest = (left, self.stuck(node, &state));
+                }
+                let Some((index, before)) = stack.pop() else { return Err(furthest.1) };
+                state = before;
+                done[index / 64] &= !(1 << (index % 64));
+                left += usize::from(self.operations[index].answered.is_some());
+                self.put_back(index);
+                node = self.next[self.places[index].0];
+                continue;
+            };
+            let operation = &self.operations[index];
+            let answer = operation.answered.as_ref().map(|(_, answer)| answer);
+            let after = self.model.step(&state, &operation.ask, answer).filter(|after| {
+                done[index / 64] |= 1 << (index % 64);
+                let new = tried.insert((done.clone(), after.clone()));
+                if !new {
+                    done[index / 64] &= !(1 << (index % 64));
+                }
+                new
+            });
+            let Some(after) = after else {
+                node = self.next[node];
+                continue;
+            };
+            if tried.len() > MOST {
+                return Err(format!("too many orders to try after {} operations", stack.len()));
+            }
+            stack.push((index, std::mem::replace(&mut state, after)));
+            left -= usize::from(answer.is_some());
+            self.take(index);
+            node = self.next[0];
+        }
+        Ok(())
+    }
+
+    fn stuck(&self, node: usize, state: &M::State) -> String {
+        let Some((index, _)) = self.nodes.get(node) else { return format!("no order in state {state:?}") };
+        let Operation { process, called, ask, answered } = &self.operations[*index];
+        format!("{process} asked {ask:?} at {called}, was answered {answered:?}: not in state {state:?}")
+    }
+
+    fn take(&mut self, index: usize) {
+        let (call, answer) = self.places[index];
+        for node in [call, answer].into_iter().filter(|node| *node != 0) {
+            let (previous, next) = (self.previous[node], self.next[node]);
+            self.next[previous] = next;
+            if next != END {
+                self.previous[next] = previous;
+            }
+        }
+    }
+
+    /// In the reverse order of taking.
+    fn put_back(&mut self, index: usize) {
+        let (call, answer) = self.places[index];
+        for node in [answer, call].into_iter().filter(|node| *node != 0) {
+            let (previous, next) = (self.previous[node], self.next[node]);
+            self.next[previous] = node;
+            if next != END {
+                self.previous[next] = node;
+            }
+        }
+    }
+}
