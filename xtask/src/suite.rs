@@ -17,6 +17,7 @@ pub(crate) fn run(long: bool) -> anyhow::Result<()> {
         ("etcd", "etcd-server"),
         // Debian keeps its programs out of the path; this one is of the package that all versions share.
         ("pg_createcluster", "postgresql"),
+        ("pgbouncer", "pgbouncer"),
         ("java", "default-jre-headless"),
         ("/usr/share/java/zookeeper.jar", "zookeeper"),
     ])?;

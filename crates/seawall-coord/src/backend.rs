@@ -1,5 +1,9 @@
 //! What sessions and locks need of a backend, and how it says that something went wrong.
 
+#[cfg(any(feature = "postgres", feature = "zookeeper"))]
+pub(crate) mod home;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 pub(crate) mod remote;
 pub(crate) mod store;
 pub(crate) mod view;

@@ -38,6 +38,8 @@ mod lock;
 mod name;
 mod session;
 
+#[cfg(feature = "postgres")]
+pub use backend::postgres::{PgAdvisory, PgLease, PgLine, PgSession};
 pub use backend::remote::Remote;
 pub use backend::store::{Audit, StoreBackend, StoreLease};
 pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};

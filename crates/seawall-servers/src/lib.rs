@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use etcd::Etcd;
-use postgres::Postgres;
+use postgres::{Pooler, Postgres};
 pub use proxy::Proxy;
 use zookeeper::ZooKeeper;
 
@@ -70,6 +70,11 @@ impl Server {
     /// The same with settings: `name=value`.
     pub fn postgres_with(settings: &[&str]) -> Self {
         Self::start(Postgres::with(settings))
+    }
+
+    /// A pgbouncer in front of this PostgreSQL, which hands its connections around by `session` or by `transaction`.
+    pub fn pooled(&self, mode: &str) -> Self {
+        Self::start(Pooler::to(self.addr, mode))
     }
 
     /// A ZooKeeper of one member, empty. Its sessions live for 0.5 to 5 seconds.

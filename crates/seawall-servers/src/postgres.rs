@@ -67,6 +67,44 @@ impl super::Program for Postgres {
     }
 }
 
+/// A pooler between: pgbouncer, which hands the connections of a server around.
+#[derive(Clone, Debug)]
+pub(crate) struct Pooler {
+    to: SocketAddr,
+    port: u16,
+    mode: String,
+}
+
+impl Pooler {
+    /// Hands them around by `session`, `transaction` or `statement`.
+    pub(crate) fn to(to: SocketAddr, mode: &str) -> Self {
+        Self { to, port: super::free_ports(1)[0], mode: mode.to_owned() }
+    }
+}
+
+impl super::Program for Pooler {
+    fn spawn(&self, dir: &Path, _addr: Option<SocketAddr>) -> Child {
+        let Self { to, port, mode } = self;
+        let config = format!(
+            "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             auth_type = any\npool_mode = {mode}\nunix_socket_dir =\n",
+            to.ip(),
+            to.port()
+        );
+        let file = dir.join("pgbouncer.ini");
+        std::fs::write(&file, config).expect("its configuration can be written");
+        own(dir);
+        let mut command = as_user(Path::new("pgbouncer"));
+        command.arg(file).current_dir(dir);
+        super::spawn(&mut command, "pgbouncer", dir)
+    }
+
+    fn ready(&self, child: &mut Child, dir: &Path) -> SocketAddr {
+        let addr = SocketAddr::from(([127, 0, 0, 1], self.port));
+        super::until(child, dir, |_| super::listens(addr).then_some(addr))
+    }
+}
+
 /// One of its programs; Debian keeps them out of the path.
 fn program(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
