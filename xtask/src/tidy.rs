@@ -20,6 +20,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("seawall-sidecar", 3),
     ("seawall-registry", 3),
     ("seawall-saga", 3),
+    ("seawall-schedule", 3),
     ("seawall-control", 4),
     ("seawall-cli", 5),
     ("seawall", 5),

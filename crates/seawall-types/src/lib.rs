@@ -1,7 +1,8 @@
-//! The vocabulary that every Seawall crate shares: names, instances, snapshots, durations, ratios.
+//! The vocabulary that every Seawall crate shares: names, calls, instances, snapshots, durations, ratios.
 //!
 //! Nothing here does I/O, reads a clock or knows a backend. A type lives here once a second crate needs it.
 
+mod call;
 mod instance;
 mod name;
 mod period;
@@ -9,6 +10,7 @@ mod ratio;
 mod revision;
 mod snapshot;
 
+pub use call::Call;
 pub use instance::{Instance, Status};
 pub use name::{InstanceId, NameError, ServiceName};
 pub use period::Period;
@@ -32,4 +34,7 @@ pub mod header {
     pub const PRIORITY: &str = "seawall-priority";
     /// The key under which a service recognises a repeated request.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+    /// The fencing token of whoever makes the request: `cron/nightly=1882789882363912`. A service that keeps the largest that
+    /// it has seen of a name can refuse what comes late from a former leader.
+    pub const FENCE: &str = "seawall-fence";
 }
