@@ -142,17 +142,17 @@ impl BackendError {
     }
 }
 
-/// A lock that was not acquired.
+/// A lock that was not acquired, or an election that was not won; the words fit both.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// Somebody holds it, and this claimant did not want to wait. Nothing of the claim is left.
-    #[error("the lock is held{}", held_by(.holder.as_deref()))]
+    #[error("it is not free{}", held_by(.holder.as_deref()))]
     Busy {
         /// Who, if that can be told.
         holder: Option<Box<ClaimView>>,
     },
     /// The wait was too short. Nothing of the claim is left.
-    #[error("the lock was not free within {waited:?}, {ahead} before this one{}", held_by(.holder.as_deref()))]
+    #[error("it was not free within {waited:?}, {ahead} before this one{}", held_by(.holder.as_deref()))]
     TimedOut {
         /// How long it was waited for.
         waited: Duration,
@@ -170,7 +170,7 @@ pub enum ClaimError {
     Removed,
     /// It may be in the queue, or may even hold the lock: the backend did not say. It is withdrawn in the background, at the
     /// latest when the session ends.
-    #[error("whether the lock was acquired is unknown: {0}")]
+    #[error("whether it was acquired is unknown: {0}")]
     Unknown(BackendError),
     /// The backend. Nothing was acquired.
     #[error(transparent)]

@@ -10,6 +10,7 @@
 //!
 //! The candidates of an election are such a queue under `elect/<name>/`.
 
+mod doubts;
 mod elections;
 mod queries;
 
@@ -19,8 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seawall_store::{
-    CommitError, Committed, Compare, Cursor, Entry, Keys, Lease, LeaseId, Op, OpResult, ReadError, Store, Txn,
-    WatchError,
+    CommitError, Compare, Cursor, Entry, Keys, Lease, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError,
 };
 use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX
 use crate::class::{Fence, Fenced};
 use crate::name::{LockName, Token};
 use crate::session::Why;
+use doubts::{Doubts, Settled, TRIES};
 
 /// How long one call to the store may take.
 const CALL: Duration = Duration::from_secs(5);
@@ -47,6 +48,9 @@ const AUDIT: &str = "lock-audit/";
 pub struct StoreBackend {
     store: Arc<dyn Store>,
     fence_base: u64,
+    /// This one and its clones, among all that send claims for a session.
+    instance: Token,
+    doubts: Arc<Doubts>,
 }
 
 impl fmt::Debug for StoreBackend {
@@ -82,12 +86,23 @@ impl std::str::FromStr for StoreLease {
     }
 }
 
+impl StoreLease {
+    /// What a session's key says, if it is this session's.
+    fn read(&self, value: &[u8]) -> Option<SessionValue> {
+        let value: SessionValue = serde_json::from_slice(value).ok()?;
+        (value.secret == self.secret.to_string()).then_some(value)
+    }
+}
+
 /// The value of a session's key.
 #[derive(Debug, Serialize, Deserialize)]
 struct SessionValue {
     owner: String,
     secret: String,
     since_ms: u64,
+    /// Which process sends claims for it.
+    #[serde(default)]
+    by: String,
 }
 
 /// The value of a claim's key.
@@ -210,18 +225,7 @@ impl StoreBackend {
     /// [`BackendError`] when the store cannot be written.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, BackendError> {
         let fence_base = writing(seawall_store::fence_base(&*store)).await?;
-        Ok(Self { store, fence_base })
-    }
-
-    /// Whether this session lives, and whose it is.
-    ///
-    /// # Errors
-    /// [`BackendError::NoSession`].
-    pub async fn session(&self, lease: &StoreLease) -> Result<String, BackendError> {
-        let entry = reading(self.store.get(&session_key(lease))).await?;
-        let value: Option<SessionValue> = entry.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-        let value = value.filter(|value| value.secret == lease.secret.to_string());
-        value.map(|value| value.owner).ok_or(BackendError::NoSession { backend: NAME.into() })
+        Ok(Self { store, fence_base, instance: Token::random(), doubts: Arc::default() })
     }
 
     /// The claim with this token, if it is there, and whether it holds the lock.
@@ -292,38 +296,52 @@ impl StoreBackend {
         key: &str,
         until: Instant,
     ) -> Result<Revision, ClaimError> {
-        let owner = self.session(lease).await.map_err(ClaimError::from_store)?;
-        let value = json(&ClaimValue { owner, since_ms: unix_ms(), info: want.info.clone() });
-        let put = Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id) };
-        let txn = Txn {
-            // The session's key, not the lease alone: the number may be another's in a store that began anew.
-            compare: vec![Compare::Absent(key.into()), Compare::Exists(session_key(lease))],
-            then: vec![put, Op::Get(key.into())],
-            otherwise: vec![Op::Get(key.into())],
-        };
         let mut backoff = Backoff::new();
+        let mut doubt = None;
         loop {
-            // Safe to repeat whatever became of the last try: a key that is there is left as it is.
-            let error = match writing(self.store.commit(txn.clone())).await {
-                Ok(Committed { results, .. }) => match results.into_iter().next_back() {
-                    Some(OpResult::Got(Some(own))) => return Ok(own.created),
-                    _ => return Err(ClaimError::Lost(Why::Ended)),
-                },
+            let error = match self.put_claim(lease, want, key).await {
+                Ok(created) => return Ok(created),
                 Err(error) => error,
             };
             match error {
                 error if !error.retryable() => return Err(ClaimError::from_store(error)),
-                error if !backoff.wait(until).await => {
-                    // The last word: is it there?
-                    return match (reading(self.store.get(key)).await, error) {
-                        (Ok(Some(own)), _) => Ok(own.created),
-                        (Ok(None), BackendError::Down { why, .. }) => Err(down(why).into()),
-                        (_, error) => Err(ClaimError::Unknown(error)),
-                    };
-                }
+                BackendError::Unknown { .. } => doubt = Some(error.clone()),
                 _ => {}
             }
+            if !backoff.wait(until).await {
+                // The last word: is it there?
+                return match (reading(self.store.get(key)).await, doubt) {
+                    (Ok(Some(own)), _) => Ok(own.created),
+                    (Ok(None), None) => Err(error.into()),
+                    (_, doubt) => Err(ClaimError::Unknown(doubt.unwrap_or(error))),
+                };
+            }
         }
+    }
+
+    /// One try at it. Can be repeated whatever became of the last one: a key that is there is left as it is, and what is
+    /// still on its way is made void before.
+    async fn put_claim(&self, lease: &StoreLease, want: &Want, key: &str) -> Result<Revision, BackendError> {
+        for _ in 0..TRIES {
+            let Settled { owner, condition } = self.settled(lease).await?;
+            let value = json(&ClaimValue { owner, since_ms: unix_ms(), info: want.info.clone() });
+            let put = Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id) };
+            let txn = Txn {
+                compare: vec![Compare::Absent(key.into()), condition],
+                then: vec![put, Op::Get(key.into())],
+                otherwise: vec![Op::Get(key.into())],
+            };
+            let attempt = self.doubts.attempt(lease.id);
+            let committed = writing(self.store.commit(txn)).await;
+            if !matches!(committed, Err(BackendError::Unknown { .. })) {
+                attempt.answered();
+            }
+            if let Some(OpResult::Got(Some(own))) = committed?.results.into_iter().next_back() {
+                return Ok(own.created);
+            }
+            // The session's key was written in this moment: for another claim that was in doubt, or by another process.
+        }
+        Err(down(doubts::TAKEN_OVER))
     }
 
     async fn look(
@@ -527,7 +545,8 @@ impl Backend for StoreBackend {
         let Lease { id, ttl } = writing(self.store.grant(terms.ttl)).await?;
         let lease = StoreLease { id, secret: Token::random() };
         let (owner, secret) = (terms.owner.as_str().to_owned(), lease.secret.to_string());
-        let value = json(&SessionValue { owner, secret, since_ms: unix_ms() });
+        let by = self.instance.to_string();
+        let value = json(&SessionValue { owner, secret, since_ms: unix_ms(), by });
         let put = Op::Put { key: session_key(&lease), value: value.into(), lease: Some(id) };
         let opened = writing(self.store.commit(Txn { then: vec![put], ..Txn::default() })).await;
         if let Err(error) = opened {
@@ -570,10 +589,8 @@ impl Backend for StoreBackend {
     }
 
     async fn withdraw(&self, lease: &StoreLease, name: &LockName, token: &Token) -> Result<Released, BackendError> {
-        let key = key(name, lease, token);
-        let delete = Txn::delete(&*key).when(Compare::Exists(key.clone()));
-        let committed = writing(self.store.commit(delete)).await?;
-        Ok(if committed.succeeded { Released::Now } else { Released::WasNotHeld })
+        let gone = self.delete(lease, &[key(name, lease, token)]).await?;
+        Ok(if gone > 0 { Released::Now } else { Released::WasNotHeld })
     }
 
     async fn gone(&self, lease: &StoreLease, claim: &Claim) -> Gone {

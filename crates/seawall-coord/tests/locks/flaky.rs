@@ -17,6 +17,15 @@ pub(crate) struct Flaky {
     keep_alives_cut: AtomicBool,
     dies: AtomicBool,
     dead: AtomicBool,
+    late: Mutex<Late>,
+}
+
+/// Writes that are not answered and carried out later, as by a member of etcd that is paused and goes on.
+#[derive(Default)]
+struct Late {
+    /// How many of the next writes are such ones.
+    next: usize,
+    held: Vec<Txn>,
 }
 
 fn unavailable<T>() -> Result<T, CommitError> {
@@ -27,7 +36,7 @@ impl Flaky {
     pub(crate) fn new(store: Arc<dyn Store>, seed: u64) -> Arc<Self> {
         let random = Mutex::new((fastrand::Rng::with_seed(seed), 0.0));
         let off = AtomicBool::default;
-        Arc::new(Self { store, random, keep_alives_cut: off(), dies: off(), dead: off() })
+        Arc::new(Self { store, random, keep_alives_cut: off(), dies: off(), dead: off(), late: Mutex::default() })
     }
 
     /// So many of all writes go wrong.
@@ -41,6 +50,34 @@ impl Flaky {
 
     pub(crate) fn die_after_a_write(&self) {
         self.dies.store(true, Ordering::SeqCst);
+    }
+
+    /// So many of the next claims are not answered, and not written before [`Self::carry_out`].
+    pub(crate) fn hold_back(&self, writes: usize) {
+        self.late.lock().unwrap().next = writes;
+    }
+
+    /// Whether nothing of what was held back can write anything any more.
+    pub(crate) async fn void(&self) -> bool {
+        let held = self.late.lock().unwrap().held.clone();
+        for txn in held {
+            let checks = Txn { compare: txn.compare, ..Txn::default() };
+            if self.store.commit(checks).await.unwrap().succeeded {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Carries out what was held back, and says how many of them wrote something.
+    pub(crate) async fn carry_out(&self) -> usize {
+        let held = std::mem::take(&mut self.late.lock().unwrap().held);
+        let mut written = 0;
+        for txn in held {
+            let before = self.store.status().await.unwrap().revision;
+            written += usize::from(self.store.commit(txn).await.is_ok_and(|done| done.revision > before));
+        }
+        written
     }
 
     /// Nothing answers any more.
@@ -86,6 +123,19 @@ impl Store for Flaky {
         };
         if trouble && before {
             return unavailable();
+        }
+        let holds_back = {
+            let mut late = self.late.lock().unwrap();
+            let claim = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with("lock/"));
+            let holds_back = late.next > 0 && txn.then.iter().any(claim);
+            if holds_back {
+                late.next -= 1;
+                late.held.push(txn.clone());
+            }
+            holds_back
+        };
+        if holds_back {
+            return Err(CommitError::Unknown("the test has held it back".into()));
         }
         // Before the write: who sees it done may ask for the next death already.
         let dies = self.dies.swap(false, Ordering::SeqCst);

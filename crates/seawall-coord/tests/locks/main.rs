@@ -67,6 +67,7 @@ on_each!(
     bad_input_is_refused_and_changes_nothing,
     lost_replies_are_resolved,
     an_unknown_outcome_is_said_and_cleared_up,
+    what_was_given_up_does_not_come_back,
     holders_that_go_by_their_guards_never_overlap,
 );
 
@@ -591,6 +592,55 @@ async fn an_unknown_outcome_is_said_and_cleared_up(store: Arc<dyn Store>) {
     assert!(matches!(guard.release().await, Err(error) if error.retryable()));
     flaky.live();
     nothing_is_left(&backend, &store).await;
+}
+
+async fn what_was_given_up_does_not_come_back(store: Arc<dyn Store>) {
+    let flaky = Flaky::new(store.clone(), 3);
+    let backend = StoreBackend::open(flaky.clone()).await.unwrap();
+    let (a, b) = (session(&backend, "a").await, session(&backend, "b").await);
+    // Not answered in time: withdrawn, and carried out after that.
+    flaky.hold_back(1);
+    let error = a.lock(name("x")).try_acquire().await.unwrap_err();
+    assert!(matches!(error, ClaimError::Unknown(_)), "{error:?}");
+    until("it is void", || flaky.void()).await;
+    assert_eq!(flaky.carry_out().await, 0);
+    nothing_is_left(&backend, &store).await;
+    // The future is dropped while it is under way.
+    flaky.hold_back(usize::MAX);
+    assert!(timeout(Duration::from_millis(100), a.lock(name("x")).acquire_within(SOON)).await.is_err());
+    flaky.hold_back(0);
+    until("it is void", || flaky.void()).await;
+    assert_eq!(flaky.carry_out().await, 0);
+    nothing_is_left(&backend, &store).await;
+    // A second try succeeds, and the first one comes when the lock was released and another holds it.
+    flaky.hold_back(1);
+    let guard = a.lock(name("x")).acquire_within(SOON).await.unwrap();
+    assert_eq!(guard.release().await, Ok(Released::Now));
+    let guard = b.lock(name("x")).try_acquire().await.unwrap().expect("free");
+    assert_eq!(flaky.carry_out().await, 0);
+    drop(guard);
+    nothing_is_left(&backend, &store).await;
+    // The process that had sent it is gone, and another one repeats the claim, or only withdraws it.
+    for repeats in [true, false] {
+        let terms = Terms { ttl: SOON, owner: Owner::try_new("a").unwrap() };
+        let (lease, _) = backend.open(&terms).await.unwrap();
+        let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+        flaky.hold_back(1);
+        assert!(matches!(backend.wait(&lease, &want, Duration::ZERO).await, Err(ClaimError::Unknown(_))));
+        let other = StoreBackend::open(store.clone()).await.unwrap();
+        if repeats {
+            other.wait(&lease, &want, SOON).await.unwrap();
+        }
+        let released = if repeats { Released::Now } else { Released::WasNotHeld };
+        assert_eq!(other.withdraw(&lease, &want.name, &want.token).await, Ok(released));
+        assert_eq!(flaky.carry_out().await, 0, "repeats: {repeats}");
+        nothing_is_left(&backend, &store).await;
+        // Where nobody has given it up it may come.
+        flaky.hold_back(1);
+        assert!(matches!(backend.wait(&lease, &want, Duration::ZERO).await, Err(ClaimError::Unknown(_))));
+        assert_eq!(flaky.carry_out().await, 1);
+        assert_eq!(backend.withdraw(&lease, &want.name, &want.token).await, Ok(Released::Now));
+    }
 }
 
 /// Workers that look at their guard before every visit, under everything that can go wrong, by seed: workers that are cut off

@@ -1,0 +1,184 @@
+//! Claims that were sent and not answered, and how they are made void.
+//!
+//! Where the store is another process, a write whose answer was lost may still be carried out: a member that was paused does
+//! it when it goes on. A claim that its claimant has given up by then would stand in the queue again, and nobody would know
+//! of it. So a claim's transaction has a condition that can be broken: the session's key must not have been written since it
+//! was read. Who is in doubt writes that key anew, together with the withdrawal, and whatever of the session was sent before
+//! is void. Without doubts this costs nothing: the key was read anyway.
+//!
+//! The session's key also names the process that sends claims for the session. Another process, say a control node after a
+//! restart, takes the session over by writing its key: it cannot know what the former one has left in doubt.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use seawall_store::{Compare, LeaseId, Op, OpResult, Txn};
+use seawall_types::Revision;
+
+use super::{NAME, SessionValue, StoreBackend, StoreLease, down, json, reading, session_key, writing};
+use crate::backend::BackendError;
+
+/// How often a session's key is read again because somebody has just written it.
+pub(super) const TRIES: u32 = 10;
+pub(super) const TAKEN_OVER: &str = "the session's key is written again and again by others";
+
+/// The sessions of which a claim was sent and not answered, with how many there were. Whoever sent one withdraws it sooner or
+/// later, which takes its session out; so there are no more of them than withdrawals to come.
+#[derive(Debug, Default)]
+pub(super) struct Doubts(Mutex<HashMap<LeaseId, u64>>);
+
+impl Doubts {
+    fn map(&self) -> MutexGuard<'_, HashMap<LeaseId, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A claim is about to be sent. It is in doubt unless its [`Attempt`] hears of an answer.
+    pub(super) fn attempt(&self, lease: LeaseId) -> Attempt<'_> {
+        Attempt { doubts: self, lease, answered: false }
+    }
+
+    fn of(&self, lease: LeaseId) -> u64 {
+        self.map().get(&lease).copied().unwrap_or(0)
+    }
+
+    /// Nothing of the session that was in doubt when there were so many can come any more.
+    fn cleared(&self, lease: LeaseId, count: u64) {
+        let mut map = self.map();
+        if map.get(&lease) == Some(&count) {
+            map.remove(&lease);
+        }
+    }
+}
+
+/// A claim under way.
+pub(super) struct Attempt<'a> {
+    doubts: &'a Doubts,
+    lease: LeaseId,
+    answered: bool,
+}
+
+impl Attempt<'_> {
+    /// It was done or it was not, and will not be.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            *self.doubts.map().entry(self.lease).or_default() += 1;
+        }
+    }
+}
+
+/// A session as it stands, with nothing in doubt.
+pub(super) struct Settled {
+    pub(super) owner: String,
+    /// The condition of claims.
+    pub(super) condition: Compare,
+}
+
+impl StoreBackend {
+    /// The session's key, if the session lives.
+    async fn session_entry(&self, lease: &StoreLease) -> Result<(SessionValue, Revision), BackendError> {
+        let entry = reading(self.store.get(&session_key(lease))).await?;
+        let read = entry.and_then(|entry| Some((lease.read(&entry.value)?, entry.modified)));
+        read.ok_or(BackendError::NoSession { backend: NAME.into() })
+    }
+
+    /// Whether this session lives, and whose it is.
+    ///
+    /// # Errors
+    /// [`BackendError::NoSession`].
+    pub async fn session(&self, lease: &StoreLease) -> Result<String, BackendError> {
+        Ok(self.session_entry(lease).await?.0.owner)
+    }
+
+    /// The session for a claim. What of it is in doubt is made void before.
+    pub(super) async fn settled(&self, lease: &StoreLease) -> Result<Settled, BackendError> {
+        for _ in 0..TRIES {
+            let in_doubt = self.doubts.of(lease.id) > 0;
+            let (value, modified) = self.session_entry(lease).await?;
+            if !in_doubt && value.by == self.instance.to_string() {
+                let condition = Compare::Modified(session_key(lease), modified);
+                return Ok(Settled { owner: value.owner, condition });
+            }
+            self.settle(lease, &[]).await?;
+        }
+        Err(down(TAKEN_OVER))
+    }
+
+    /// Makes void what was sent for the session and may not have been done yet, and deletes these keys. Says how many of them
+    /// were there.
+    async fn settle(&self, lease: &StoreLease, keys: &[String]) -> Result<usize, BackendError> {
+        for _ in 0..TRIES {
+            let count = self.doubts.of(lease.id);
+            let (value, modified) = match self.session_entry(lease).await {
+                Ok(entry) => entry,
+                Err(error @ BackendError::NoSession { .. }) => {
+                    // Without a session nothing is ever written for it.
+                    self.doubts.cleared(lease.id, count);
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            };
+            let value = json(&SessionValue { by: self.instance.to_string(), ..value });
+            let mut then: Vec<_> = keys.iter().cloned().map(Op::Delete).collect();
+            then.push(Op::Put { key: session_key(lease), value: value.into(), lease: Some(lease.id) });
+            let txn = Txn { then, ..Txn::default() }.when(Compare::Modified(session_key(lease), modified));
+            let committed = writing(self.store.commit(txn)).await?;
+            if committed.succeeded {
+                self.doubts.cleared(lease.id, count);
+                return Ok(deleted(&committed.results));
+            }
+        }
+        Err(down(TAKEN_OVER))
+    }
+
+    /// Deletes these keys of the session, so that they do not come back. Says how many of them were there.
+    pub(super) async fn delete(&self, lease: &StoreLease, keys: &[String]) -> Result<usize, BackendError> {
+        let mut gone = 0;
+        if self.doubts.of(lease.id) == 0 {
+            let mut then: Vec<_> = keys.iter().cloned().map(Op::Delete).collect();
+            then.push(Op::Get(session_key(lease)));
+            let committed = writing(self.store.commit(Txn { then, ..Txn::default() })).await?;
+            gone = deleted(&committed.results);
+            let session = match committed.results.last() {
+                Some(OpResult::Got(Some(entry))) => lease.read(&entry.value),
+                _ => None,
+            };
+            if session.is_none_or(|value| value.by == self.instance.to_string()) {
+                return Ok(gone);
+            }
+        }
+        match self.settle(lease, keys).await {
+            Ok(more) => Ok(gone + more),
+            Err(BackendError::NoSession { .. }) => Ok(gone),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn deleted(results: &[OpResult]) -> usize {
+    results.iter().filter(|result| matches!(result, OpResult::Deleted(true))).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubt_stays_until_it_is_cleared_after_it_arose() {
+        let (doubts, lease) = (Doubts::default(), LeaseId(1));
+        doubts.attempt(lease).answered();
+        assert_eq!(doubts.of(lease), 0);
+        drop(doubts.attempt(lease));
+        let seen = doubts.of(lease);
+        drop(doubts.attempt(lease));
+        doubts.cleared(lease, seen);
+        assert_eq!(doubts.of(lease), 2, "one has arisen since");
+        doubts.cleared(lease, 2);
+        assert_eq!((doubts.of(lease), doubts.map().len()), (0, 0));
+    }
+}
