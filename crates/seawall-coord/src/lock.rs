@@ -234,7 +234,10 @@ struct Holding<B: Backend> {
 impl<B: Backend> Holding<B> {
     fn new(inner: Arc<Inner<B>>, claim: Claim) -> Self {
         let (lost, removed) = watch::channel(None);
-        let _ = inner.commands.send(Command::Watch { claim: claim.clone(), lost });
+        if inner.shared.settling.add((claim.clone(), lost)) {
+            // Without a thread the session is closed, and everybody knows.
+            let _ = inner.commands.send(Command::Settle);
+        }
         Self { inner, claim, removed, held: true }
     }
 

@@ -4,6 +4,7 @@
 //! what has to be done when nobody waits for it any more: it gives back the claims of dropped guards and futures.
 
 pub(crate) mod runner;
+pub(crate) mod settling;
 pub(crate) mod state;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::clock::{Boot, Clock};
 use crate::lock::{Lock, Owners};
 use crate::name::{LockName, Owner};
 use crate::session::runner::Command;
+use crate::session::settling::Settling;
 use crate::session::state::{Effect, Event, State, Times};
 
 /// Whether a session goes on.
@@ -117,6 +119,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     clock: Clock,
     pub(crate) lost: watch::Sender<Option<Why>>,
+    pub(crate) settling: Settling,
 }
 
 impl Shared {
@@ -222,6 +225,7 @@ impl<B: Backend> Session<B> {
             state: Mutex::new(State::new(times, sent)),
             clock: clock.clone(),
             lost: watch::Sender::new(None),
+            settling: Settling::default(),
         });
         let late = shared.check().is_err();
         let (commands, orders) = mpsc::unbounded_channel();

@@ -3,19 +3,17 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::backend::{Backend, BackendError, Claim, Gone};
 use crate::clock::Boot;
 use crate::name::{LockName, Token};
+use crate::session::settling::SETTLED;
 use crate::session::state::Event;
 use crate::session::{Shared, Why};
 
-/// How long a lock is held before it is watched: most are given back sooner, and a watch costs as much as the lock itself. One
-/// that was taken away in this time is found when the watch begins.
-const SETTLED: Duration = Duration::from_millis(20);
 /// How long the backend may take to end a session that nobody waits for.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -23,8 +21,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub(crate) enum Command {
     /// Give a claim back, and tell somebody.
     Withdraw { name: LockName, token: Token },
-    /// Tell when a claim vanishes, as long as somebody listens.
-    Watch { claim: Claim, lost: watch::Sender<Option<Why>> },
+    /// Look at the claims that have just been granted.
+    Settle,
     /// Send a keep-alive now, and tell when one is answered.
     Renew(oneshot::Sender<()>),
     /// End the session.
@@ -125,9 +123,9 @@ impl<B: Backend> Runner<B> {
                 let (backend, lease, times) = (self.backend.clone(), self.lease.clone(), self.ttl());
                 tokio::spawn(withdraw(backend, lease, name, token, times));
             }
-            Command::Watch { claim, lost } => {
+            Command::Settle => {
                 let (backend, lease) = (self.backend.clone(), self.lease.clone());
-                tokio::spawn(watch_claim(backend, lease, claim, lost, self.shared.clone()));
+                tokio::spawn(settle(backend, lease, self.shared.clone()));
             }
             Command::Renew(reply) => {
                 self.waiting.push(reply);
@@ -186,6 +184,20 @@ async fn withdraw<B: Backend>(backend: B, lease: B::Lease, name: LockName, token
     }
 }
 
+/// Begins to watch what is held for a while, until nothing new is there to look at.
+async fn settle<B: Backend>(backend: B, lease: B::Lease, shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SETTLED).await;
+        let (settled, more) = shared.settling.look(Instant::now());
+        for (claim, lost) in settled {
+            tokio::spawn(watch_claim(backend.clone(), lease.clone(), claim, lost, shared.clone()));
+        }
+        if !more {
+            return;
+        }
+    }
+}
+
 /// Waits until a claim vanishes, and tells its guard; a session that has ended is lost as a whole.
 async fn watch_claim<B: Backend>(
     backend: B,
@@ -194,12 +206,8 @@ async fn watch_claim<B: Backend>(
     lost: watch::Sender<Option<Why>>,
     shared: Arc<Shared>,
 ) {
-    let gone = async {
-        tokio::time::sleep(SETTLED).await;
-        backend.gone(&lease, &claim).await
-    };
     let gone = tokio::select! {
-        gone = gone => gone,
+        gone = backend.gone(&lease, &claim) => gone,
         () = lost.closed() => return,
     };
     match gone {
