@@ -18,6 +18,7 @@ pub(crate) fn run(long: bool) -> anyhow::Result<()> {
         // Debian keeps its programs out of the path; this one is of the package that all versions share.
         ("pg_createcluster", "postgresql"),
         ("pgbouncer", "pgbouncer"),
+        ("redis-server", "redis-server"),
         ("java", "default-jre-headless"),
         ("/usr/share/java/zookeeper.jar", "zookeeper"),
     ])?;

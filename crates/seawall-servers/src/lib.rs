@@ -6,6 +6,7 @@
 mod etcd;
 mod postgres;
 mod proxy;
+mod redis;
 mod zookeeper;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -75,6 +76,16 @@ impl Server {
     /// A pgbouncer in front of this PostgreSQL, which hands its connections around by `session` or by `transaction`.
     pub fn pooled(&self, mode: &str) -> Self {
         Self::start(Pooler::to(self.addr, mode))
+    }
+
+    /// A Redis that syncs every write, empty.
+    pub fn redis() -> Self {
+        Self::redis_several(1, &[]).remove(0)
+    }
+
+    /// Several that know nothing of each other, with more arguments.
+    pub fn redis_several(count: usize, args: &[&str]) -> Vec<Self> {
+        Self::start_all(redis::Redis::several(count, args))
     }
 
     /// A ZooKeeper of one member, empty. Its sessions live for 0.5 to 5 seconds.
