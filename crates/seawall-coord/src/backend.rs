@@ -7,6 +7,8 @@ pub(crate) mod postgres;
 pub(crate) mod remote;
 pub(crate) mod store;
 pub(crate) mod view;
+#[cfg(feature = "zookeeper")]
+pub(crate) mod zookeeper;
 
 use std::fmt;
 use std::future::Future;
@@ -175,6 +177,17 @@ pub enum ClaimError {
     /// The backend. Nothing was acquired.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+#[cfg(any(feature = "postgres", feature = "zookeeper"))]
+impl ClaimError {
+    /// What an error means before anything was claimed.
+    pub(crate) fn of_backend(error: BackendError) -> Self {
+        match error {
+            BackendError::NoSession { .. } => Self::Lost(Why::Ended),
+            error => Self::Backend(error),
+        }
+    }
 }
 
 fn held_by(holder: Option<&ClaimView>) -> impl fmt::Display {

@@ -6,7 +6,8 @@
 //!   carries a fencing token, which only grows, and says how long it is still valid.
 //! - An [`Election`] is such a queue, too: whoever holds it leads, and its token is the term. A [`Leadership`] publishes
 //!   something about itself, resigns, hands over; an [`Observer`] sees one leader after the other.
-//! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API.
+//! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API;
+//!   `PgLease`, `PgAdvisory` and `ZooKeeper` in servers of other projects (features `postgres`, `zookeeper`).
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -43,6 +44,8 @@ pub use backend::postgres::{PgAdvisory, PgLease, PgLine, PgSession};
 pub use backend::remote::Remote;
 pub use backend::store::{Audit, StoreBackend, StoreLease};
 pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};
+#[cfg(feature = "zookeeper")]
+pub use backend::zookeeper::{ZkSession, ZooKeeper};
 pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Manual};

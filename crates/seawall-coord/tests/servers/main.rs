@@ -8,6 +8,8 @@ mod advisory;
 mod cases;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "zookeeper")]
+mod zookeeper;
 
 use std::time::Duration;
 

@@ -19,7 +19,6 @@ use crate::backend::home::Home;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::LeaseOnly;
 use crate::name::{LockName, Token};
-use crate::session::Why;
 
 /// How long the first pause between two tries is at most, and the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
@@ -352,8 +351,7 @@ impl Backend for PgAdvisory {
                     return Ok(Claim { name, token, created: Revision(number), fence: None });
                 }
                 Ok(Tried::Busy) => {}
-                Err(BackendError::NoSession { .. }) => return Err(ClaimError::Lost(Why::Ended)),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(ClaimError::of_backend(error)),
             }
             if patience.is_zero() {
                 return Err(ClaimError::Busy { holder: None });

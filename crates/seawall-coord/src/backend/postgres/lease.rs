@@ -171,7 +171,7 @@ impl PgLease {
                 self.answered(&want.token);
             }
             if !error.retryable() {
-                return Err(from_backend(error));
+                return Err(ClaimError::of_backend(error));
             }
             let wait = pause.mul_f64(0.1 + 0.9 * fastrand::f64());
             pause = (pause * 2).min(Duration::from_millis(500));
@@ -288,13 +288,6 @@ fn holder(first: Option<Row>) -> Option<Box<ClaimView>> {
 fn claim_of(name: &LockName, token: &Token, epoch: i64) -> Claim {
     let number = epoch.unsigned_abs();
     Claim { name: name.clone(), token: *token, created: Revision(number), fence: Some(Fence::new(number)) }
-}
-
-fn from_backend(error: BackendError) -> ClaimError {
-    match error {
-        BackendError::NoSession { .. } => ClaimError::Lost(Why::Ended),
-        error => ClaimError::Backend(error),
-    }
 }
 
 /// The number of a claim in its table.
