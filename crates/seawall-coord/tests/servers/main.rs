@@ -1,10 +1,14 @@
 //! Locks and elections in the servers of other projects, with what may happen to those.
 
+#![cfg(any(feature = "postgres", feature = "zookeeper"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(feature = "postgres")]
 mod advisory;
 mod cases;
+#[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "zookeeper")]
 mod zookeeper;
 
 use std::time::Duration;

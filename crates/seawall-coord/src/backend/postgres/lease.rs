@@ -127,9 +127,17 @@ impl PgLease {
 
     /// One look at a lock, after sessions in the way whose time is over have been ended.
     async fn look(&self, name: &LockName, token: &str) -> Result<Look, BackendError> {
+        self.look_on(name, token, None).await
+    }
+
+    /// The same, beginning with what was read a moment ago.
+    async fn look_on(&self, name: &LockName, token: &str, mut read: Option<Vec<Row>>) -> Result<Look, BackendError> {
         let mut reaped = false;
         loop {
-            let rows = self.rows(sql::LOOK, vec![name.as_str().into(), token.into()]).await?;
+            let rows = match read.take() {
+                Some(rows) => rows,
+                None => self.rows(sql::LOOK, vec![name.as_str().into(), token.into()]).await?,
+            };
             let own = rows.iter().find(|row| row.token == token).cloned();
             let before = rows.iter().rfind(|row| own.as_ref().is_none_or(|own| row.epoch < own.epoch)).cloned();
             if !reaped && before.as_ref().is_some_and(|row| row.left_ms <= 0) {
@@ -147,8 +155,8 @@ impl PgLease {
         Ok(self.look(name, "").await?.first)
     }
 
-    /// Puts the claim into the queue, unless it is there.
-    async fn enqueue(&self, lease: &PgSession, want: &Want, until: Instant) -> Result<(), ClaimError> {
+    /// Puts the claim into the queue, unless it is there; and what was read after that.
+    async fn enqueue(&self, lease: &PgSession, want: &Want, until: Instant) -> Result<Option<Vec<Row>>, ClaimError> {
         let token = want.token.to_string();
         let params: Vec<Param> = vec![
             want.name.as_str().into(),
@@ -160,10 +168,12 @@ impl PgLease {
         let mut pause = Duration::from_millis(10);
         loop {
             *self.sent().entry(want.token).or_default() += 1;
-            let error = match self.pool.query(Doing::Write, sql::ENQUEUE, params.clone()).await {
-                Ok(_) => {
+            let look = vec![want.name.as_str().into(), token.clone().into()];
+            let error = match self.pool.query_then((sql::ENQUEUE, params.clone()), (sql::LOOK, look)).await {
+                Ok((_, read)) => {
                     self.answered(&want.token);
-                    return Ok(());
+                    let rows = read.map(|rows| rows.iter().map(|row| Row::read(row, 0)).collect::<Result<_, _>>());
+                    return rows.transpose().map_err(|error| self.strange(&error).into());
                 }
                 Err(error) => error,
             };
@@ -182,7 +192,7 @@ impl PgLease {
             }
             // The last word: is it there?
             return match (self.look(&want.name, &token).await, error) {
-                (Ok(Look { own: Some(_), .. }), _) => Ok(()),
+                (Ok(Look { own: Some(_), .. }), _) => Ok(None),
                 (_, error @ BackendError::Unknown { .. }) => Err(ClaimError::Unknown(error)),
                 (_, error) => Err(error.into()),
             };
@@ -215,11 +225,11 @@ impl PgLease {
                 return Err(ClaimError::Busy { holder: holder(look.first) });
             }
         }
-        self.enqueue(lease, want, until).await?;
+        let mut read = self.enqueue(lease, want, until).await?;
         let mut watch: Option<Watch> = None;
         let mut created = None;
         loop {
-            let look = match self.look(&want.name, &token).await {
+            let look = match self.look_on(&want.name, &token, read.take()).await {
                 Ok(look) => look,
                 // The claim is in the queue and may come to hold the lock.
                 Err(error) if Instant::now() >= until => return Err(ClaimError::Unknown(error)),

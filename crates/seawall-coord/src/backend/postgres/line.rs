@@ -263,6 +263,26 @@ impl Pool {
         running.await.unwrap_or_else(|_| Err(self.inner.place.unanswered(doing, "its thread has ended".into())))
     }
 
+    /// A write, and a statement that reads after it, in one go. The reading may fail by itself, as `None`.
+    pub(super) async fn query_then(
+        &self,
+        write: (&'static str, Vec<Param>),
+        read: (&'static str, Vec<Param>),
+    ) -> Result<(Vec<Row>, Option<Vec<Row>>), BackendError> {
+        let inner = self.inner.clone();
+        let running = self.home.spawn(async move {
+            inner
+                .with_line(Doing::Write, async |client| {
+                    // Sent in this order, and so done in it; each is a transaction by itself.
+                    let (written, read) =
+                        tokio::join!(query(client, write.0, &write.1), query(client, read.0, &read.1));
+                    Ok((written?, read.ok()))
+                })
+                .await
+        });
+        running.await.unwrap_or_else(|_| Err(self.inner.place.unanswered(Doing::Write, "its thread has ended".into())))
+    }
+
     /// Statements without parameters or answers, together one transaction.
     pub(super) async fn batch(&self, sql: &'static str) -> Result<(), BackendError> {
         let inner = self.inner.clone();
@@ -281,13 +301,21 @@ impl Pool {
 
 impl Inner {
     async fn query(&self, doing: Doing, sql: &str, params: &[Param]) -> Result<Vec<Row>, BackendError> {
+        self.with_line(doing, async |client| query(client, sql, params).await).await
+    }
+
+    async fn with_line<T>(
+        &self,
+        doing: Doing,
+        call: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, BackendError> {
         let end = Instant::now() + CALL;
         let Ok(permit) = timeout_at(end, self.free.acquire()).await else {
             return Err(self.place.down(format!("all connections were busy for {CALL:?}")));
         };
         let line = self.line(end).await?;
-        let answer = match timeout_at(end, query(&line.client, sql, params)).await {
-            Ok(Ok(rows)) => Ok(rows),
+        let answer = match timeout_at(end, call(&line.client)).await {
+            Ok(Ok(answer)) => Ok(answer),
             // An answer that says no is the server's; the connection is as good as before.
             Ok(Err(error)) if error.as_db_error().is_some() => Err(self.place.error(&error, doing)),
             Ok(Err(error)) => return Err(self.place.error(&error, doing)),

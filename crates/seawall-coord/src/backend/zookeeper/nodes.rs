@@ -107,6 +107,10 @@ pub(super) fn sorted(dir: &str, children: &[String]) -> Vec<Node> {
         Some(Node { path: format!("{dir}/{child}"), number: number.parse().ok()?, name: dir.len() + 1 })
     };
     let mut nodes: Vec<Node> = children.iter().filter_map(node).collect();
+    // The server counts in 32 bits with a sign: after the largest comes the smallest.
+    if nodes.iter().any(|node| node.number > i64::from(i32::MAX / 2)) {
+        nodes.iter_mut().filter(|node| node.number < 0).for_each(|node| node.number += 1 << 32);
+    }
     nodes.sort_by(|a, b| a.number.cmp(&b.number).then_with(|| a.path.cmp(&b.path)));
     nodes
 }
@@ -154,5 +158,9 @@ mod tests {
         let paths: Vec<_> = nodes.iter().map(|node| &*node.path).collect();
         assert_eq!(paths, ["/d/_c_b-lock-0000000001", &format!("/d/{own}"), "/d/_c_a-lock-0000000010"]);
         assert_eq!(nodes.iter().map(|node| node.is_of(&token)).collect::<Vec<_>>(), [false, true, false]);
+        let children = ["_c_b-lock--2147483648", "_c_a-lock-2147483647", "_c_c-lock--2147483647"];
+        let nodes = sorted("/d", &children.map(str::to_owned));
+        let names: Vec<_> = nodes.iter().map(|node| &node.path[6..7]).collect();
+        assert_eq!(names, ["a", "b", "c"], "the count has gone round");
     }
 }
