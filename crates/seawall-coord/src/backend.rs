@@ -1,9 +1,11 @@
 //! What sessions and locks need of a backend, and how it says that something went wrong.
 
-#[cfg(any(feature = "postgres", feature = "zookeeper"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "zookeeper"))]
 pub(crate) mod home;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 pub(crate) mod remote;
 pub(crate) mod store;
 pub(crate) mod view;

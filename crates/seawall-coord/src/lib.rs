@@ -41,6 +41,8 @@ mod session;
 
 #[cfg(feature = "postgres")]
 pub use backend::postgres::{PgAdvisory, PgLease, PgLine, PgSession};
+#[cfg(feature = "redis")]
+pub use backend::redis::{Redis, RedisSession, Redlock, RedlockFenced};
 pub use backend::remote::Remote;
 pub use backend::store::{Audit, StoreBackend, StoreLease};
 pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};

@@ -1,13 +1,23 @@
 //! Locks and elections in the servers of other projects, with what may happen to those.
 
-#![cfg(any(feature = "postgres", feature = "zookeeper"))]
+#![cfg(any(feature = "postgres", feature = "redis", feature = "zookeeper"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[cfg(feature = "postgres")]
 mod advisory;
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "zookeeper")),
+    expect(dead_code, reason = "Redlock has a few of them")
+)]
 mod cases;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod redlock;
+#[cfg(feature = "redis")]
+mod unfenced;
 #[cfg(feature = "zookeeper")]
 mod zookeeper;
 
