@@ -72,9 +72,18 @@ impl Which {
         path: &str,
         body: Vec<u8>,
     ) -> anyhow::Result<T> {
+        Ok(serde_json::from_slice(&self.exchange(method, path, body)?)?)
+    }
+
+    /// A request whose answer is that it is done.
+    pub(crate) fn tell(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<()> {
+        self.exchange(method, path, body).map(drop)
+    }
+
+    fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<bytes::Bytes> {
         let control = Control::new([self.addr()?]);
         let answer = control.send(method, path, body, Duration::from_secs(10));
-        Ok(serde_json::from_slice(&process::runtime()?.block_on(answer)?)?)
+        Ok(process::runtime()?.block_on(answer)?)
     }
 }
 

@@ -16,6 +16,7 @@ use seawall_control::ControlConfig;
 use seawall_gateway::GatewayConfig;
 use seawall_resilience::Policies;
 use seawall_saga::{Plan, PlanConfig};
+use seawall_schedule::JobConfig;
 use seawall_sidecar::ServiceConfig;
 use seawall_types::ServiceName;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) services: BTreeMap<ServiceName, ServiceConfig>,
     /// The sagas, by name.
     pub(crate) sagas: BTreeMap<ServiceName, PlanConfig>,
+    /// What is done when, by name; run once, whatever dies.
+    pub(crate) cron: BTreeMap<ServiceName, JobConfig>,
 }
 
 /// A checked file and where it stands.

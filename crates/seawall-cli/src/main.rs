@@ -4,6 +4,7 @@ mod admin;
 mod ask;
 mod config;
 mod control;
+mod cron;
 mod elect;
 mod elections;
 mod gateway;
@@ -76,6 +77,9 @@ enum Command {
     Elect(elect::Args),
     /// Show who leads what, in which term, and who stands for it; remove a leader by force.
     Elections(elections::Args),
+    /// Scheduled jobs: add, list, remove, look at their runs, order one.
+    #[command(subcommand)]
+    Cron(cron::CronCommand),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -119,6 +123,7 @@ fn main() -> ExitCode {
         Command::Locks(args) => locks::run(&args),
         Command::Elect(args) => elect::run(args),
         Command::Elections(args) => elections::run(&args),
+        Command::Cron(command) => cron::run(command),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::coord::{self, Coord};
+use crate::cron::{self, Cron};
 
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -41,12 +42,14 @@ pub(crate) struct App {
     pub(crate) runner: Runner,
     pub(crate) upstreams: Upstreams,
     pub(crate) coord: Coord,
+    pub(crate) cron: Cron,
     pub(crate) drain: Drain,
 }
 
 pub(crate) fn router(app: App) -> Router {
     const INSTANCE: &str = "/v1/services/{service}/instances/{id}";
     let coord = coord::router(app.coord.clone());
+    let cron = cron::router(app.cron.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -64,6 +67,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/sagas", get(sagas))
         .route("/v1/sagas/{name_or_id}", post(start_saga).get(saga))
         .merge(coord)
+        .merge(cron)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())
@@ -131,7 +135,7 @@ impl From<JsonRejection> for Problem {
     }
 }
 
-fn bad(error: impl std::fmt::Display) -> Problem {
+pub(crate) fn bad(error: impl std::fmt::Display) -> Problem {
     Problem(StatusCode::BAD_REQUEST, error.to_string())
 }
 
@@ -436,5 +440,6 @@ async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     for (status, count) in app.runner.counts().await? {
         page.sample("seawall_sagas", &[("status", &status)], count);
     }
+    app.cron.stats.write(&mut page);
     Ok(page.into_text() + &seawall_proxy::metrics::page(&app.upstreams))
 }

@@ -1,21 +1,24 @@
-//! The control node: the registry, locks, the saga runner and the HTTP API in front of them, on one store.
+//! The control node: the registry, locks, the saga runner, the scheduler and the HTTP API in front of them, on one store.
 
 mod api;
 mod coord;
+mod cron;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use seawall_coord::{BackendError, StoreBackend};
+use seawall_coord::{BackendError, Owner, StoreBackend};
 use seawall_drain::Drain;
 use seawall_proxy::{Client, Upstreams};
 use seawall_registry::{Registry, RegistryError};
 use seawall_resilience::{InvalidPolicies, Policies};
 use seawall_saga::log::{Log, LogError};
 use seawall_saga::{Plan, Runner, RunnerConfig};
+use seawall_schedule::{JobConfig, Jobs, JobsError, Scheduler, SchedulerConfig};
 use seawall_store::sqlite::OpenError;
 use seawall_store::{StoreError, StoreUrl};
 use seawall_types::{Instance, InstanceId, Period, ServiceName};
@@ -78,6 +81,9 @@ pub enum ControlError {
     /// The saga log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The scheduled jobs of the file.
+    #[error("the scheduled jobs could not be put into the store: {0}")]
+    Cron(#[from] JobsError),
     /// The policies.
     #[error(transparent)]
     Policies(#[from] InvalidPolicies),
@@ -93,6 +99,8 @@ pub struct Control {
     addr: SocketAddr,
     registry: Registry,
     locks: StoreBackend,
+    jobs: Jobs,
+    cron: BTreeMap<ServiceName, JobConfig>,
     upstreams: Upstreams,
     log: Log,
     plans: Vec<Plan>,
@@ -112,8 +120,16 @@ impl Control {
         let store = seawall_store::open(&config.store, &config.data.join("store.db")).await?;
         let log = Log::open(&config.data.join("sagas.db"))?;
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
-        let locks = StoreBackend::open(store).await?;
-        Ok(Self { listener, addr, registry, locks, upstreams, log, plans })
+        let locks = StoreBackend::open(store.clone()).await?;
+        let (jobs, cron) = (Jobs::new(store), BTreeMap::new());
+        Ok(Self { listener, addr, registry, locks, jobs, cron, upstreams, log, plans })
+    }
+
+    /// The same with the scheduled jobs of a file. Those of a former file that are not among them are removed.
+    #[must_use]
+    pub fn cron(mut self, jobs: BTreeMap<ServiceName, JobConfig>) -> Self {
+        self.cron = jobs;
+        self
     }
 
     /// Whom the saga runner calls, and under which policies.
@@ -132,21 +148,38 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
-        let Self { listener, addr, registry, locks, upstreams, log, plans } = self;
+        let Self { listener, addr, registry, locks, jobs, cron, upstreams, log, plans } = self;
         upstreams.publish(registry.snapshot());
         tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
         let client = Client::new(upstreams.clone());
-        let runner = Runner::new(RunnerConfig::default(), plans, log, client, drain.clone());
+        let runner = Runner::new(RunnerConfig::default(), plans, log, client.clone(), drain.clone());
         runner.recover().await?;
         // Nobody could beat until now; nobody is judged for that.
         tokio::spawn(registry.clone().run(drain.clone()));
         register_self(&registry, addr).await?;
         tokio::spawn(beat_self(registry.clone(), addr, drain.clone()));
+        jobs.declare(&cron).await?;
+        let owner = Owner::try_new(own_name(addr).1.as_str()).expect("an instance's name is an owner's, too");
+        let scheduler = Scheduler::new(jobs.clone(), locks.clone(), SchedulerConfig::new(owner));
+        let cron = cron::Cron { jobs, stats: scheduler.stats(), drain: drain.clone() };
+        let scheduling = tokio::spawn(schedule(scheduler, client, drain.clone()));
         tracing::info!(%addr, "control is ready");
         let coord = coord::Coord::new(locks, drain.clone());
-        let app = api::router(api::App { registry, runner, upstreams, coord, drain: drain.clone() });
+        let app = api::router(api::App { registry, runner, upstreams, coord, cron, drain: drain.clone() });
         let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
-        served.await.map_err(ControlError::Serve)
+        served.await.map_err(ControlError::Serve)?;
+        // Runs under way have ended by now, or will not in time; what is left is to resign.
+        let _ = tokio::time::timeout(RESIGN, scheduling).await;
+        Ok(())
+    }
+}
+
+/// How long the scheduler may take to hand over after the last request.
+const RESIGN: Duration = Duration::from_secs(15);
+
+async fn schedule(scheduler: Scheduler, client: Client, drain: Drain) {
+    if let Err(error) = scheduler.run(drain, move |run| cron::call(client.clone(), run)).await {
+        tracing::error!(%error, "scheduled jobs are not run by this node");
     }
 }
 

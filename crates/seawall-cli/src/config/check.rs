@@ -7,6 +7,7 @@ use seawall_control::SERVICE as CONTROL;
 use seawall_gateway::RouteTable;
 use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
+use seawall_schedule::Job;
 use seawall_types::{Period, ServiceName};
 
 use super::Config;
@@ -21,6 +22,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Mistake> {
     checker.gateways();
     checker.services();
     checker.sagas();
+    checker.cron();
     checker.ports();
     checker.mistakes
 }
@@ -162,6 +164,23 @@ impl Checker<'_> {
             for (path, service) in Plan::services(saga) {
                 let path: Vec<&str> = front.iter().copied().chain(path.split('.')).collect();
                 self.known(&path, service);
+            }
+        }
+    }
+
+    fn cron(&mut self) {
+        let config = self.config;
+        for (name, job) in &config.cron {
+            let front = ["cron", name.as_str()];
+            for error in Job::try_new(job.clone()).err().into_iter().flatten() {
+                self.at(&front, error.field, error.what);
+            }
+            match &job.call {
+                Some(call) => self.known(&["cron", name.as_str(), "call"], &call.service),
+                None => {
+                    let hint = "add `call: POST <service>/<path>`".to_owned();
+                    self.mistake(&front, format!("the job `{name}` has no `call`"), Some(hint));
+                }
             }
         }
     }

@@ -74,7 +74,7 @@ fn init_writes_a_valid_file_and_never_overwrites() {
 fn the_schema_knows_every_key() {
     let site = Site::new("");
     let schema: serde_json::Value = serde_json::from_slice(&site.run(&["config", "schema"]).stdout).unwrap();
-    for key in ["control", "policies", "gateways", "services", "sagas"] {
+    for key in ["control", "policies", "gateways", "services", "sagas", "cron"] {
         assert!(schema["properties"].get(key).is_some(), "{key}");
     }
     assert_eq!(schema["additionalProperties"], false);

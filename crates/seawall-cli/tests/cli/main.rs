@@ -5,6 +5,7 @@
 mod client;
 mod config;
 mod control;
+mod cron;
 mod elections;
 mod etcd;
 mod fleet;

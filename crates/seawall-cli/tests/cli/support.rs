@@ -194,6 +194,7 @@ pub(crate) struct Seen {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) key: String,
+    pub(crate) fence: String,
     pub(crate) body: String,
 }
 
@@ -248,7 +249,7 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) {
         let mut words = head.split_whitespace().map(str::to_owned);
         let (method, path) = (words.next().unwrap(), words.next().unwrap());
         let body = String::from_utf8_lossy(&body).into_owned();
-        let seen = Seen { method, path, key: field("idempotency-key"), body };
+        let seen = Seen { method, path, key: field("idempotency-key"), fence: field("seawall-fence"), body };
         log.lock().unwrap().push(seen.clone());
         let (status, body) = handler(&seen);
         if status == 0 {

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use crate::backend::view::{ClaimView, LockView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
+use crate::lock::Guard;
 use crate::name::{LockName, Token};
 use crate::session::Why;
 use doubts::{Doubts, Settled, TRIES};
@@ -525,6 +526,15 @@ async fn deleted(mut cursor: Cursor, key: &str, created: Revision) {
                 return tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+impl Guard<StoreBackend> {
+    /// The condition under which a transaction of the same store is done only while this guard's claim is there: its key exists,
+    /// and is the very one that was created with the claim. As the queue goes by age, it then also holds the lock.
+    pub fn condition(&self) -> Compare {
+        let claim = self.claim();
+        Compare::Created(key(&claim.name, &self.inner().lease, &claim.token), claim.created)
     }
 }
 
