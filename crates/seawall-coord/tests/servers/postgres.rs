@@ -252,3 +252,83 @@ async fn a_release_is_heard_at_once_also_after_a_cut() {
         timeout(SOON, waiting).await.unwrap().unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_is_taken_away_by_force_and_tokens_grow_whatever_is_lost() {
+    let server = Server::postgres();
+    let backend = PgLease::connect(&url(server.addr())).await.unwrap();
+    let session = Session::open(backend.clone(), config("a", 60_000)).await.unwrap();
+    let guard = session.lock(name("x")).acquire_within(SOON).await.unwrap();
+    let forced = backend.force(&name("x")).await.unwrap().unwrap();
+    assert_eq!((forced.owner.as_str(), forced.fence), ("a", guard.fence()));
+    assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), Why::Removed);
+    assert_eq!(backend.force(&name("x")).await.unwrap(), None);
+    let mut highest = guard.fence();
+    let raw = raw(&server).await;
+    // As in a backup, or on a standby that had not seen the last commits; and cleared up.
+    for lost in ["UPDATE seawall_lock SET epoch = 1", "DELETE FROM seawall_lock"] {
+        raw.batch_execute(lost).await.unwrap();
+        let guard = session.lock(name("x")).acquire_within(SOON).await.unwrap();
+        assert!(guard.fence() > highest, "{lost}");
+        highest = guard.fence();
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_locks_the_claim_keeps_the_lock_until_its_end() {
+    let server = Server::postgres();
+    let backend = PgLease::connect(&url(server.addr())).await.unwrap();
+    let terms = Terms { ttl: Duration::from_secs(1), owner: Owner::try_new("dead").unwrap() };
+    let (lease, _) = backend.open(&terms).await.unwrap();
+    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let claim = backend.claim(&lease, &want, SOON).await.unwrap();
+    let token = i64::try_from(claim.fence.unwrap().get()).unwrap();
+    let guard = "SELECT FROM seawall_claim WHERE name = 'x' AND epoch = $1 FOR UPDATE";
+    let raw = raw(&server).await;
+    raw.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(raw.query(guard, &[&token]).await.unwrap().len(), 1);
+    let next = Session::open(backend.clone(), config("next", 60_000)).await.unwrap();
+    let waiting = tokio::spawn(async move { next.lock(name("x")).acquire_within(SOON).await });
+    sleep(Duration::from_secs(3)).await;
+    assert!(!waiting.is_finished());
+    raw.batch_execute("COMMIT").await.unwrap();
+    let next = timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
+    assert!(next.fence() > claim.fence.unwrap());
+    assert!(raw.query(guard, &[&token]).await.unwrap().is_empty(), "it is refused from now on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_waiters_passes_one_by_one() {
+    let server = Server::postgres();
+    let backend = PgLease::connect(&url(server.addr())).await.unwrap();
+    let session = Session::open(backend, config("a", 60_000)).await.unwrap();
+    let held = session.lock(name("x")).acquire_within(SOON).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let lock = session.lock(name("x"));
+        tasks.spawn(async move {
+            let guard = lock.acquire_within(SOON * 2).await.unwrap();
+            let fence = guard.fence();
+            guard.release().await.unwrap();
+            fence
+        });
+    }
+    held.release().await.unwrap();
+    let mut fences = Vec::new();
+    while let Some(fence) = timeout(SOON * 2, tasks.join_next()).await.unwrap() {
+        fences.push(fence.unwrap());
+    }
+    fences.sort();
+    fences.dedup();
+    assert_eq!(fences.len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_in_transaction_mode_may_be_between() {
+    let server = Server::postgres();
+    let pooler = server.pooled("transaction");
+    let backend = PgLease::connect(&url(pooler.addr())).await.unwrap();
+    cases::tries_and_waits_end(backend.clone(), "try").await;
+    cases::first_come_first_served(backend, "order").await;
+}
