@@ -10,6 +10,8 @@ mod advisory;
     expect(dead_code, reason = "Redlock has a few of them")
 )]
 mod cases;
+#[cfg(all(feature = "postgres", feature = "zookeeper"))]
+mod faults;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
