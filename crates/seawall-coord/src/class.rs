@@ -15,7 +15,14 @@ pub trait Class: sealed::Sealed + Send + Sync + 'static {
     const NAME: &'static str;
 }
 
-/// A class whose locks come with a [`Fence`].
+/// A class whose locks come with a [`Fence`]. Asking another for one does not compile:
+///
+/// ```compile_fail
+/// # use seawall_coord::{AnyLocks, Guard};
+/// fn token(guard: &Guard<AnyLocks>) -> seawall_coord::Fence {
+///     guard.fence()   // AnyLocks may be a Redis: there is only Guard::token, an Option
+/// }
+/// ```
 pub trait Fences: Class {}
 
 /// At most one holder by the backend's clock, and a token that only grows, by which a resource can refuse a former holder.

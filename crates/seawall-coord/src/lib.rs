@@ -31,6 +31,7 @@
 //! What no lock can do is described in `docs/coordination.md`: a holder that is paused between its last look and its write
 //! writes late. The resource has to refuse tokens smaller than the largest that it has seen.
 
+mod any;
 mod backend;
 mod class;
 mod clock;
@@ -39,6 +40,7 @@ mod lock;
 mod name;
 mod session;
 
+pub use any::{AnyError, AnyLease, AnyLocks, InvalidLocksUrl, LocksUrl, Need};
 #[cfg(feature = "postgres")]
 pub use backend::postgres::{PgAdvisory, PgLease, PgLine, PgSession};
 #[cfg(feature = "redis")]

@@ -350,6 +350,13 @@ impl<B: Backend> Guard<B> {
     }
 }
 
+impl<B: Backend> Guard<B> {
+    /// The fencing token, if the backend has any; for a backend that is only known when the program runs.
+    pub fn token(&self) -> Option<Fence> {
+        self.holding.claim.fence
+    }
+}
+
 impl<B: Backend<Class: Fences>> Guard<B> {
     /// The fencing token: larger than that of every holder before.
     pub fn fence(&self) -> Fence {

@@ -168,3 +168,25 @@ async fn what_is_wrong_is_named_in_time() {
         assert!(error.to_string().contains(says), "{error}");
     }
 }
+
+/// A backend that is only known by its address does the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_found_by_its_address() {
+    use seawall_coord::{AnyLocks, LocksUrl, Need};
+    let servers = Server::redis_several(4, &[]);
+    let nodes: Vec<_> = servers.iter().map(|server| server.addr().to_string()).collect();
+    let open = |url: String, need| async move { AnyLocks::open(&url.parse::<LocksUrl>().unwrap(), need).await };
+    let error = open(format!("redis://{}", nodes[0]), Need::Fence).await.unwrap_err();
+    assert!(error.to_string().contains("cannot give a fencing token"), "{error}");
+    let backend = open(format!("redis://{}", nodes[0]), Need::Lease).await.unwrap();
+    unfenced::tasks_exclude_each_other(backend.clone(), "any").await;
+    unfenced::a_closed_session_gives_all_back(backend.clone(), "any").await;
+    unfenced::leaders_follow_each_other(backend.clone(), "any").await;
+    let session = Session::open(backend, config("a", 5_000)).await.unwrap();
+    assert_eq!(session.lock(name("x")).acquire_within(SOON).await.unwrap().token(), None);
+    let etcd = Server::etcd();
+    let url = format!("redlock://{}?fences=etcd://{}", nodes[1..].join(","), etcd.addr());
+    let session = Session::open(open(url, Need::Fence).await.unwrap(), config("a", 5_000)).await.unwrap();
+    let token = session.lock(name("x")).acquire_within(SOON).await.unwrap().token().unwrap();
+    assert!(session.lock(name("x")).acquire_within(SOON).await.unwrap().token().unwrap() > token);
+}

@@ -16,9 +16,11 @@ use tokio_postgres::{Client, Row};
 
 use super::line::{CALL, Doing, Line, Param, Place, query};
 use crate::backend::home::Home;
+use crate::backend::view::CandidateView;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::LeaseOnly;
-use crate::name::{LockName, Token};
+use crate::election::{Elections, HandedOver};
+use crate::name::{ElectionName, LockName, Token};
 
 /// How long the first pause between two tries is at most, and the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
@@ -116,6 +118,10 @@ impl PgAdvisory {
         })
         .await?;
         Ok(this)
+    }
+
+    fn no_elections(&self) -> BackendError {
+        self.place.refused("an advisory lock says nothing of its holder: for elections use the tables, postgres://")
     }
 
     /// Goes on when the future is dropped.
@@ -381,5 +387,24 @@ impl Backend for PgAdvisory {
         // The sender lives as long as the lease.
         let _ = closed.wait_for(|closed| *closed).await;
         Gone::Session
+    }
+}
+
+/// An advisory lock decides who leads, and says nothing of it to anybody.
+impl Elections for PgAdvisory {
+    async fn publish(&self, _: &PgLine, _: &Claim, _: &str) -> Result<bool, BackendError> {
+        Err(self.no_elections())
+    }
+
+    async fn hand_over(&self, _: &PgLine, _: &Claim, _: &str) -> Result<HandedOver, BackendError> {
+        Err(self.no_elections())
+    }
+
+    async fn changed(
+        &self,
+        _: &ElectionName,
+        _: Option<&Option<CandidateView>>,
+    ) -> Result<Option<CandidateView>, BackendError> {
+        Err(self.no_elections())
     }
 }

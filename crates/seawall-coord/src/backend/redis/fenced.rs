@@ -10,9 +10,11 @@ use tokio::time::Instant;
 
 use super::redlock::Redlock;
 use super::session::RedisSession;
+use crate::backend::view::CandidateView;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
-use crate::name::{LockName, Token};
+use crate::election::{Elections, HandedOver};
+use crate::name::{ElectionName, LockName, Token};
 
 /// The key whose revisions are the tokens.
 const KEY: &str = "redlock/fence";
@@ -106,5 +108,23 @@ impl Backend for RedlockFenced {
 
     async fn gone(&self, lease: &RedisSession, claim: &Claim) -> Gone {
         self.redlock.gone(lease, claim).await
+    }
+}
+
+impl Elections for RedlockFenced {
+    async fn publish(&self, lease: &RedisSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
+        self.redlock.publish(lease, claim, info).await
+    }
+
+    async fn hand_over(&self, lease: &RedisSession, claim: &Claim, to: &str) -> Result<HandedOver, BackendError> {
+        self.redlock.hand_over(lease, claim, to).await
+    }
+
+    async fn changed(
+        &self,
+        name: &ElectionName,
+        seen: Option<&Option<CandidateView>>,
+    ) -> Result<Option<CandidateView>, BackendError> {
+        self.redlock.changed(name, seen).await
     }
 }
