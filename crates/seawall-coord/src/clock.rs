@@ -1,7 +1,9 @@
 //! The clock that deadlines of holders are computed from: `CLOCK_BOOTTIME`, which nobody sets and which goes on while the
 //! machine sleeps. `Instant` stands still then, and a holder that slept would believe in its lock for too long.
 
+use std::fmt;
 use std::ops::Add;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,21 @@ pub enum Clock {
     Boottime,
     /// One that a test moves.
     Manual(Manual),
+    /// A simulated machine's, whose threads are simulated, too.
+    Simulated(Arc<dyn Machine>),
+}
+
+/// Something to be done.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a simulation puts in the place of the machine that a process runs on. For tests.
+pub trait Machine: fmt::Debug + Send + Sync + 'static {
+    /// The time since this machine started.
+    fn now(&self) -> Boot;
+    /// Resolves at `at`.
+    fn sleep_until(&self, at: Boot) -> Task;
+    /// Does something in the process, until that ends.
+    fn spawn(&self, task: Task);
 }
 
 impl Clock {
@@ -62,6 +79,30 @@ impl Clock {
                 Boot(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
             }
             Self::Manual(manual) => *manual.0.borrow(),
+            Self::Simulated(machine) => machine.now(),
+        }
+    }
+
+    /// Starts a thread with a runtime of its own, to do something.
+    pub(crate) fn start_thread(
+        &self,
+        name: &str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), String> {
+        if let Self::Simulated(machine) = self {
+            machine.spawn(Box::pin(task));
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(task));
+        started.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Does something beside what the thread does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            Self::Simulated(machine) => machine.spawn(Box::pin(task)),
+            Self::Boottime | Self::Manual(_) => drop(tokio::spawn(task)),
         }
     }
 
@@ -81,6 +122,7 @@ impl Clock {
                 // The sender lives as long as this clock.
                 let _ = moved.wait_for(|now| *now >= at).await;
             }
+            Self::Simulated(machine) => machine.sleep_until(at).await,
         }
     }
 }

@@ -52,7 +52,7 @@ pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 pub use backend::zookeeper::{ZkSession, ZooKeeper};
 pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
-pub use clock::{Boot, Clock, Manual};
+pub use clock::{Boot, Clock, Machine, Manual, Task};
 pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
 pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};

@@ -270,6 +270,7 @@ impl<B: Backend> Session<B> {
         let _ = self.inner.commands.send(Command::Renew(reply));
         let mut loss = self.loss();
         tokio::select! {
+            biased;
             _ = answer => {}
             why = loss.wait() => return Err(why),
         }

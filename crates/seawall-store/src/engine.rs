@@ -404,5 +404,7 @@ fn check(view: &View, from: Revision) -> Result<(), WatchError> {
     if from < oldest { Err(WatchError::Compacted { oldest }) } else { Ok(()) }
 }
 
+#[cfg(feature = "simulation")]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;

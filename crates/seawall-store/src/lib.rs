@@ -34,6 +34,8 @@ use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::Embedded;
+#[cfg(feature = "simulation")]
+pub use engine::simulated::{DiskFault, Simulated};
 #[cfg(feature = "etcd")]
 pub use etcd::Etcd;
 pub use fence::{FENCE_BASE, fence_base, next_fence_base};

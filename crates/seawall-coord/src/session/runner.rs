@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::backend::{Backend, BackendError, Claim, Gone};
 use crate::clock::Boot;
@@ -36,10 +37,8 @@ pub(crate) fn start<B: Backend>(
     lease: B::Lease,
     orders: mpsc::UnboundedReceiver<Command>,
 ) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    let run = move || runtime.block_on(Runner { shared, backend, lease, waiting: Vec::new() }.run(orders));
-    let started = std::thread::Builder::new().name("seawall-session".to_owned()).spawn(run);
-    started.map(drop).map_err(|error| error.to_string())
+    let clock = shared.clock.clone();
+    clock.start_thread("seawall-session", Runner { shared, backend, lease, waiting: Vec::new() }.run(orders))
 }
 
 struct Runner<B: Backend> {
@@ -120,12 +119,12 @@ impl<B: Backend> Runner<B> {
     fn order(&mut self, order: Command, renewing: bool) -> Event {
         match order {
             Command::Withdraw { name, token } => {
-                let (backend, lease, times) = (self.backend.clone(), self.lease.clone(), self.ttl());
-                tokio::spawn(withdraw(backend, lease, name, token, times));
+                let (backend, lease) = (self.backend.clone(), self.lease.clone());
+                self.shared.clock.spawn(withdraw(backend, lease, name, token, self.shared.clone()));
             }
             Command::Settle => {
                 let (backend, lease) = (self.backend.clone(), self.lease.clone());
-                tokio::spawn(settle(backend, lease, self.shared.clone()));
+                self.shared.clock.spawn(settle(backend, lease, self.shared.clone()));
             }
             Command::Renew(reply) => {
                 self.waiting.push(reply);
@@ -137,10 +136,6 @@ impl<B: Backend> Runner<B> {
             Command::Close(_) => {}
         }
         Event::Look
-    }
-
-    fn ttl(&self) -> Duration {
-        self.shared.with(|state, _| state.times().ttl)
     }
 
     async fn close(&self) -> Result<(), BackendError> {
@@ -168,15 +163,15 @@ async fn finished(renewal: &mut Option<Renewal>) -> Event {
     }
 }
 
-/// Gives a claim back, again and again until the backend has confirmed it or its session must be over there.
-async fn withdraw<B: Backend>(backend: B, lease: B::Lease, name: LockName, token: Token, ttl: Duration) {
-    // A session that lives is kept alive, so this has no natural end; whoever cannot reach the backend for so long has lost
-    // the session, too.
-    let end = tokio::time::Instant::now() + ttl * 4;
+/// Gives a claim back, again and again until the backend has confirmed it, or its session must be over there.
+async fn withdraw<B: Backend>(backend: B, lease: B::Lease, name: LockName, token: Token, shared: Arc<Shared>) {
+    // One call may take longer than this, several times the session's time. As long as the session is kept alive, so is what
+    // is left of the claim.
+    let end = Instant::now() + shared.with(|state, _| state.times().ttl) * 4;
     let mut pause = Duration::from_millis(10);
     loop {
         match backend.withdraw(&lease, &name, &token).await {
-            Err(error) if error.retryable() && tokio::time::Instant::now() < end => {}
+            Err(error) if error.retryable() && (shared.check().is_ok() || Instant::now() < end) => {}
             _ => return,
         }
         tokio::time::sleep(pause.mul_f64(0.1 + 0.9 * fastrand::f64())).await;
@@ -190,7 +185,7 @@ async fn settle<B: Backend>(backend: B, lease: B::Lease, shared: Arc<Shared>) {
         tokio::time::sleep(SETTLED).await;
         let (settled, more) = shared.settling.look(Instant::now());
         for (claim, lost) in settled {
-            tokio::spawn(watch_claim(backend.clone(), lease.clone(), claim, lost, shared.clone()));
+            shared.clock.spawn(watch_claim(backend.clone(), lease.clone(), claim, lost, shared.clone()));
         }
         if !more {
             return;
@@ -207,8 +202,9 @@ async fn watch_claim<B: Backend>(
     shared: Arc<Shared>,
 ) {
     let gone = tokio::select! {
-        gone = backend.gone(&lease, &claim) => gone,
+        biased;
         () = lost.closed() => return,
+        gone = backend.gone(&lease, &claim) => gone,
     };
     match gone {
         Gone::Removed => drop(lost.send_replace(Some(Why::Removed))),

@@ -3,9 +3,10 @@
 //! watches what has been held for a while. A claim that was taken away before is found when its watch begins.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::backend::Claim;
 use crate::session::Why;
