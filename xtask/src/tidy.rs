@@ -19,6 +19,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("seawall-proxy", 2),
     ("seawall-gateway", 3),
     ("seawall-sidecar", 3),
+    ("seawall-fenced", 3),
     ("seawall-registry", 3),
     ("seawall-saga", 3),
     ("seawall-schedule", 3),

@@ -2,7 +2,8 @@
 //!
 //! A service in any language can use Seawall through its sidecar alone. A Rust service that wants the pieces in its own
 //! process finds them here: [`Client`] calls services by name, as an HTTP client does, with the registry, the balancing
-//! and the policies inside it; below it are the policies themselves, graceful shutdown, and the registry's client.
+//! and the policies inside it; below it are the policies themselves, graceful shutdown, and the registry's client. By feature:
+//! locks and elections (`coord`), and resources that refuse their former holders (`fenced`).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +29,11 @@
 pub mod client;
 
 pub use client::Client;
+#[cfg(feature = "coord")]
+pub use seawall_coord as coord;
 pub use seawall_discovery as discovery;
 pub use seawall_drain as drain;
+#[cfg(feature = "fenced")]
+pub use seawall_fenced as fenced;
 pub use seawall_resilience as resilience;
 pub use seawall_types as types;

@@ -27,7 +27,7 @@ fn release(control: SocketAddr, session: &str, lock: &str, token: Token) -> Answ
     send(control, "DELETE", &format!("/v1/locks/{lock}/claims/{token}?session={session}"), &[], "")
 }
 
-fn waiting(control: SocketAddr, lock: &str) -> usize {
+pub(super) fn waiting(control: SocketAddr, lock: &str) -> usize {
     get(control, &format!("/v1/locks/{lock}")).json()["queue"].as_array().unwrap().len()
 }
 

@@ -8,6 +8,7 @@ mod control;
 mod cron;
 mod elections;
 mod etcd;
+mod fenced;
 mod fleet;
 mod hosts;
 mod locks;

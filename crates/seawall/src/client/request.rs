@@ -60,6 +60,17 @@ impl Draft {
     }
 }
 
+#[cfg(feature = "fenced")]
+impl seawall_fenced::header::FencedBy for RequestBuilder {
+    fn fenced_by<B: seawall_coord::Backend<Class: seawall_coord::Fences>>(
+        self,
+        guard: &seawall_coord::Guard<B>,
+    ) -> Self {
+        use seawall_fenced::header::{NAME, value};
+        self.header(NAME, value(guard.name(), guard.fence()))
+    }
+}
+
 impl RequestBuilder {
     pub(crate) fn new(client: Client, method: Method, url: &str) -> Self {
         Self { client, draft: Target::parse(url).map(|target| Draft::new(method, target)) }
