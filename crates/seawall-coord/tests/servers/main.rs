@@ -5,6 +5,8 @@
 
 #[cfg(feature = "postgres")]
 mod advisory;
+#[cfg(all(feature = "postgres", feature = "zookeeper"))]
+mod any;
 #[cfg_attr(
     not(any(feature = "postgres", feature = "zookeeper")),
     expect(dead_code, reason = "Redlock has a few of them")
