@@ -68,7 +68,7 @@ pub(crate) fn config(who: Option<Owner>, ttl: Duration) -> SessionConfig {
     SessionConfig { margin: Some(margin(ttl)), ..SessionConfig::new(who.unwrap_or_else(owner)).ttl(ttl) }
 }
 
-fn owner() -> Owner {
+pub(crate) fn owner() -> Owner {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = format!("{}-{}", host.trim(), std::process::id());
     Owner::try_new(&name).or_else(|_| Owner::try_new("somebody")).expect("a valid name")
@@ -145,7 +145,7 @@ pub(crate) struct Held<'a> {
 
 /// How long before the end of a session the command has to be told: half of it is for it to end by SIGTERM, the other half
 /// for whatever comes late.
-fn margin(ttl: Duration) -> Duration {
+pub(crate) fn margin(ttl: Duration) -> Duration {
     (ttl / 5).max(Duration::from_millis(50))
 }
 
@@ -200,7 +200,7 @@ pub(crate) fn shown(command: &[String]) -> String {
     command.join(" ").chars().take(200).collect()
 }
 
-fn code(ended: ExitStatus) -> i32 {
+pub(crate) fn code(ended: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     ended.code().unwrap_or_else(|| 128 + ended.signal().unwrap_or(0))
 }
@@ -213,13 +213,15 @@ pub(crate) async fn close(session: Session<Remote>) {
 }
 
 /// The command under its guard.
-struct Leased {
-    child: Child,
+pub(crate) struct Leased {
+    /// The guard.
+    pub(crate) child: Child,
     pipe: std::fs::File,
 }
 
 impl Leased {
-    fn spawn(command: &[String], words: &[(&str, &str)], until: Boot) -> anyhow::Result<Self> {
+    /// Starts it; it may run until then.
+    pub(crate) fn spawn(command: &[String], words: &[(&str, &str)], until: Boot) -> anyhow::Result<Self> {
         // Inherited by the guard, which opens it anew; this end is not.
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).context("no pipe for the guard")?;
         rustix::io::fcntl_setfd(&write, FdFlags::CLOEXEC)?;
@@ -238,7 +240,7 @@ impl Leased {
     }
 
     /// Lets the command run until then.
-    fn allow(&mut self, until: Boot) {
+    pub(crate) fn allow(&mut self, until: Boot) {
         // A pipe that is full has a guard that is stopped; it will find later moments when it goes on, or none.
         let _ = self.pipe.write_all(&guard::moment(until));
     }
@@ -248,14 +250,14 @@ impl Leased {
     }
 
     /// Sends a signal to the guard, which passes it on to the command.
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid() {
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
 
     /// Ends the whole group.
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         if let Some(pid) = self.pid() {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }

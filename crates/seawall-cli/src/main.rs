@@ -14,6 +14,7 @@ mod lock;
 mod locks;
 mod policies;
 mod process;
+mod queue;
 mod sidecar;
 mod up;
 
@@ -80,6 +81,9 @@ enum Command {
     /// Scheduled jobs: add, list, remove, look at their runs, order one.
     #[command(subcommand)]
     Cron(cron::CronCommand),
+    /// Queues of jobs: put, list, do them by a command, try parked ones again.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -124,6 +128,7 @@ fn main() -> ExitCode {
         Command::Elect(args) => elect::run(args),
         Command::Elections(args) => elections::run(&args),
         Command::Cron(command) => cron::run(command),
+        Command::Queue(command) => queue::run(command),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 
 use crate::coord::{self, Coord};
 use crate::cron::{self, Cron};
+use crate::queues::{self, Waiting};
 
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -43,6 +44,7 @@ pub(crate) struct App {
     pub(crate) upstreams: Upstreams,
     pub(crate) coord: Coord,
     pub(crate) cron: Cron,
+    pub(crate) waiting: Waiting,
     pub(crate) drain: Drain,
 }
 
@@ -50,6 +52,7 @@ pub(crate) fn router(app: App) -> Router {
     const INSTANCE: &str = "/v1/services/{service}/instances/{id}";
     let coord = coord::router(app.coord.clone());
     let cron = cron::router(app.cron.clone());
+    let queues = queues::router(app.waiting.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -68,6 +71,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/sagas/{name_or_id}", post(start_saga).get(saga))
         .merge(coord)
         .merge(cron)
+        .merge(queues)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())
@@ -441,5 +445,6 @@ async fn metrics(State(app): State<App>) -> Result<String, Problem> {
         page.sample("seawall_sagas", &[("status", &status)], count);
     }
     app.cron.stats.write(&mut page);
+    queues::metrics(&app.waiting.queues, &mut page).await;
     Ok(page.into_text() + &seawall_proxy::metrics::page(&app.upstreams))
 }

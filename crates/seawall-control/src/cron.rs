@@ -166,7 +166,7 @@ fn request(run: &Run, call: &Call) -> axum::http::Result<Request<axum::body::Byt
         .method(call.method.clone())
         .uri(&call.path)
         .header(IDEMPOTENCY_KEY, run.key())
-        .header(FENCE, format!("{ELECTION}={}", run.fence))
+        .header(FENCE, format!("elect/{ELECTION}={}", run.fence))
         .header(TIMEOUT, run.left.as_millis().max(1).to_string())
         .header("cron-job", run.job.as_str())
         .header("cron-slot", run.id.slot.to_string());

@@ -3,6 +3,7 @@
 mod api;
 mod coord;
 mod cron;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +19,7 @@ use seawall_registry::{Registry, RegistryError};
 use seawall_resilience::{InvalidPolicies, Policies};
 use seawall_saga::log::{Log, LogError};
 use seawall_saga::{Plan, Runner, RunnerConfig};
-use seawall_schedule::{JobConfig, Jobs, JobsError, Scheduler, SchedulerConfig};
+use seawall_schedule::{JobConfig, Jobs, JobsError, QueueError, Queues, Scheduler, SchedulerConfig};
 use seawall_store::sqlite::OpenError;
 use seawall_store::{StoreError, StoreUrl};
 use seawall_types::{Instance, InstanceId, Period, ServiceName};
@@ -84,6 +85,9 @@ pub enum ControlError {
     /// The scheduled jobs of the file.
     #[error("the scheduled jobs could not be put into the store: {0}")]
     Cron(#[from] JobsError),
+    /// The queues.
+    #[error(transparent)]
+    Queues(#[from] QueueError),
     /// The policies.
     #[error(transparent)]
     Policies(#[from] InvalidPolicies),
@@ -100,6 +104,7 @@ pub struct Control {
     registry: Registry,
     locks: StoreBackend,
     jobs: Jobs,
+    queues: Queues,
     cron: BTreeMap<ServiceName, JobConfig>,
     upstreams: Upstreams,
     log: Log,
@@ -121,8 +126,9 @@ impl Control {
         let log = Log::open(&config.data.join("sagas.db"))?;
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
         let locks = StoreBackend::open(store.clone()).await?;
+        let queues = Queues::open(store.clone()).await?;
         let (jobs, cron) = (Jobs::new(store), BTreeMap::new());
-        Ok(Self { listener, addr, registry, locks, jobs, cron, upstreams, log, plans })
+        Ok(Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans })
     }
 
     /// The same with the scheduled jobs of a file. Those of a former file that are not among them are removed.
@@ -148,7 +154,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
-        let Self { listener, addr, registry, locks, jobs, cron, upstreams, log, plans } = self;
+        let Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans } = self;
         upstreams.publish(registry.snapshot());
         tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
         let client = Client::new(upstreams.clone());
@@ -163,9 +169,12 @@ impl Control {
         let scheduler = Scheduler::new(jobs.clone(), locks.clone(), SchedulerConfig::new(owner));
         let cron = cron::Cron { jobs, stats: scheduler.stats(), drain: drain.clone() };
         let scheduling = tokio::spawn(schedule(scheduler, client, drain.clone()));
+        let waiting = queues::Waiting { queues: queues.clone(), drain: drain.clone() };
+        let sweeping = drain.clone();
+        tokio::spawn(async move { queues.sweep(sweeping).await });
         tracing::info!(%addr, "control is ready");
         let coord = coord::Coord::new(locks, drain.clone());
-        let app = api::router(api::App { registry, runner, upstreams, coord, cron, drain: drain.clone() });
+        let app = api::router(api::App { registry, runner, upstreams, coord, cron, waiting, drain: drain.clone() });
         let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
         served.await.map_err(ControlError::Serve)?;
         // Runs under way have ended by now, or will not in time; what is left is to resign.

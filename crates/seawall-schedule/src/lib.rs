@@ -1,4 +1,4 @@
-//! Work that is done once, over processes and machines: schedules that a leader runs.
+//! Work that is done once, over processes and machines: schedules that a leader runs, and queues of jobs.
 //!
 //! - [`When`] says when: a cron expression in a time zone, every so often, once. [`due`] decides what is to be started now.
 //!   Both are pure.
@@ -6,6 +6,8 @@
 //! - A [`Scheduler`] stands for election and runs what is due while it leads. Each run is claimed in one transaction, under the
 //!   condition that nobody has claimed it and that this leader still leads: however many schedulers there are, and however
 //!   they die, a run is started once. What becomes of one whose leader died is the job's choice, [`OnUnknown`].
+//! - [`Queues`] hold jobs that are put once, claimed by a lease, put back when the claimant dies, and parked when they have failed
+//!   too often.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -43,6 +45,7 @@ mod commit;
 mod job;
 mod jobs;
 mod keys;
+mod queue;
 mod run;
 mod scheduler;
 mod stats;
@@ -52,6 +55,10 @@ mod when;
 pub use job::{CatchUp, Due, GRACE, Job, JobConfig, JobError, MAX_CATCH_UP, OnUnknown, Overlap, due};
 pub use jobs::{HISTORY, JobView, Jobs, JobsError, MAX_JOBS};
 pub use keys::Source;
+pub use queue::{
+    ATTEMPTS, ClaimId, Claimed, Item, ItemId, ItemView, MAX_DONE, MAX_PENDING, NewItem, Place, QueueError, Queues,
+    Retry,
+};
 pub use run::{Outcome, Record, Run, RunId, RunView, State};
 pub use scheduler::{ELECTION, Scheduler, SchedulerConfig};
 pub use stats::Stats;
@@ -60,4 +67,5 @@ pub use when::{Cron, When, WhenError};
 /// The guide's examples compile and run.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/schedule.md")]
+#[doc = include_str!("../../../docs/queues.md")]
 struct Guide;

@@ -34,7 +34,7 @@ pub mod header {
     pub const PRIORITY: &str = "seawall-priority";
     /// The key under which a service recognises a repeated request.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
-    /// The fencing token of whoever makes the request: `cron/nightly=1882789882363912`. A service that keeps the largest that
+    /// The fencing token of whoever makes the request: `payment-7=1882789882363912`. A service that keeps the largest that
     /// it has seen of a name can refuse what comes late from a former leader.
     pub const FENCE: &str = "seawall-fence";
 }

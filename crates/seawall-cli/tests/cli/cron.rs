@@ -75,7 +75,7 @@ fn a_job_is_added_ordered_shown_and_removed() {
     assert_eq!((&*seen.method, &*seen.body), ("POST", r#"{"kind":"daily"}"#));
     let run = runs(&site, "nightly").remove(0);
     assert_eq!(seen.key, format!("cron/nightly/{}", run["id"].as_str().unwrap()));
-    assert_eq!(seen.fence, format!("seawall-cron={}", run["term"]));
+    assert_eq!(seen.fence, format!("elect/seawall-cron={}", run["term"]));
     assert_eq!((&run["state"], &run["starts"]), (&json!("done"), &json!(1)));
     let history = out(&site, &["cron", "history", "nightly"]);
     assert!(history.contains("done") && history.contains("-hand"), "{history}");
@@ -151,7 +151,7 @@ fn kill_9_between_start_and_done_is_rerun_or_unknown_as_the_job_wants_it() {
     let (again, once) = (called("/rerun"), called("/fail"));
     assert_eq!((again.len(), once.len()), (2, 1));
     assert_eq!(again[0].key, again[1].key, "the service can tell");
-    let term = |seen: &Seen| seen.fence.strip_prefix("seawall-cron=").unwrap().parse::<u64>().unwrap();
+    let term = |seen: &Seen| seen.fence.strip_prefix("elect/seawall-cron=").unwrap().parse::<u64>().unwrap();
     assert!(term(&again[0]) < term(&again[1]), "and tell late ones from later ones");
     assert_eq!(runs(&site, "rerun")[0]["starts"], 2);
     let error = runs(&site, "fail")[0]["error"].as_str().unwrap().to_owned();

@@ -14,5 +14,6 @@ mod hosts;
 mod locks;
 mod orders;
 mod policies;
+mod queue;
 mod saga;
 mod support;
