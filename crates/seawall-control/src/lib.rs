@@ -21,8 +21,8 @@ use seawall_saga::log::{Log, LogError};
 use seawall_saga::{Plan, Runner, RunnerConfig};
 use seawall_schedule::{JobConfig, Jobs, JobsError, QueueError, Queues, Scheduler, SchedulerConfig};
 use seawall_store::sqlite::OpenError;
-use seawall_store::{StoreError, StoreUrl};
-use seawall_types::{Instance, InstanceId, Period, ServiceName};
+use seawall_store::{STORE_LIMIT, StoreError, StoreUrl};
+use seawall_types::{Instance, InstanceId, Period, ServiceName, Size};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
@@ -41,6 +41,8 @@ pub struct ControlConfig {
     /// other control node may use. Sagas stay in the data directory. Default embedded.
     #[schemars(with = "String")]
     pub store: StoreUrl,
+    /// How large the embedded store may become, at least 16 MiB; then it takes deletions alone. Default 2 GiB.
+    pub store_limit: Size,
     /// How long an instance stays registered without a heartbeat; at least 1s. Default 6s.
     pub ttl: Period,
 }
@@ -51,6 +53,7 @@ impl Default for ControlConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             data: "./seawall-data".into(),
             store: StoreUrl::Embedded,
+            store_limit: Size::bytes(STORE_LIMIT),
             ttl: Period::secs(6),
         }
     }
@@ -122,7 +125,8 @@ impl Control {
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let upstreams = Upstreams::new(policies)?;
-        let store = seawall_store::open(&config.store, &config.data.join("store.db")).await?;
+        let (file, limit) = (config.data.join("store.db"), config.store_limit.get());
+        let store = seawall_store::open_within(&config.store, &file, limit).await?;
         let log = Log::open(&config.data.join("sagas.db"))?;
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
         let locks = StoreBackend::open(store.clone()).await?;

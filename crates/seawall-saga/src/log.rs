@@ -13,7 +13,14 @@ use tokio::sync::oneshot;
 use crate::engine::{Event, Millis, Status};
 use crate::plan::Plan;
 
-const MIGRATIONS: &[&str] = &["
+const KIND: sqlite::Kind = sqlite::Kind {
+    create: |file| file.execute_batch(TABLES),
+    upgrades: &[],
+    remedy: "put a backup in its place, or move it away to begin anew (sagas that had not ended are lost)",
+    shrinks: false,
+};
+
+const TABLES: &str = "
     CREATE TABLE saga (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, plan TEXT NOT NULL, input TEXT NOT NULL,
         status TEXT NOT NULL, started INTEGER NOT NULL, ended INTEGER, UNIQUE (name, key)
@@ -23,7 +30,7 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE event (
         saga TEXT NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (saga, seq)
     ) WITHOUT ROWID;
-"];
+";
 
 /// The log could not be written or read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,7 +111,7 @@ impl Log {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let mut connection = sqlite::open(path, MIGRATIONS)?;
+        let mut connection = sqlite::open(path, &KIND)?;
         let jobs = group_commit::spawn("saga log", TICK, move |batch| commit(&mut connection, batch));
         let jobs = jobs.map_err(|source| OpenError::Directory { path: path.to_owned(), source })?;
         Ok(Self { jobs })

@@ -18,10 +18,15 @@ use crate::lease_clock::{LeaseClock, STEP, TICK};
 use crate::model::{Change, Model};
 use crate::sqlite::OpenError;
 use crate::watchers::{Waiter, WaiterId, Watchers};
-use crate::{CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Status, Txn, WatchError};
+use crate::{
+    CommitError, Committed, Cursor, Event, Follow, Keys, LeaseId, LeaseInfo, Snapshot, Status, Txn, WatchError,
+};
 
 /// An absence of the store that is worth a line in the log.
 const AWAY: Duration = Duration::from_secs(1);
+
+/// How long a store may be too busy to tidy up.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// Where changes are made durable.
 pub(crate) trait Disk: Send + 'static {
@@ -29,6 +34,12 @@ pub(crate) trait Disk: Send + 'static {
     fn persist(&mut self, model: &Model, changes: &[Change]) -> Result<(), CommitError>;
     /// Reads everything back.
     fn load(&mut self) -> Result<(Model, History), OpenError>;
+    /// Whether there is room for keys and values of this many bytes. What takes none is written in any case.
+    fn room(&self, _bytes: usize) -> Result<(), CommitError> {
+        Ok(())
+    }
+    /// Called when there is nothing else to do, or after a second in which there always was.
+    fn idle(&mut self) {}
 }
 
 /// The disk of a store that keeps nothing.
@@ -81,7 +92,7 @@ enum Job {
 /// A finished job that still has to be answered.
 enum Answer {
     Commit(Result<Committed, CommitError>, oneshot::Sender<Result<Committed, CommitError>>),
-    Grant(LeaseId, oneshot::Sender<Result<LeaseId, CommitError>>),
+    Grant(Result<LeaseId, CommitError>, oneshot::Sender<Result<LeaseId, CommitError>>),
     Revoke(Result<Revision, CommitError>, oneshot::Sender<Result<Revision, CommitError>>),
     Compact(Result<(), CommitError>, oneshot::Sender<Result<(), CommitError>>),
 }
@@ -91,7 +102,7 @@ impl Answer {
     fn send(self) {
         match self {
             Self::Commit(result, reply) => drop(reply.send(result)),
-            Self::Grant(lease, reply) => drop(reply.send(Ok(lease))),
+            Self::Grant(result, reply) => drop(reply.send(result)),
             Self::Revoke(result, reply) => drop(reply.send(result)),
             Self::Compact(result, reply) => drop(reply.send(result)),
         }
@@ -126,8 +137,16 @@ impl Engine {
             leases: Mutex::new(leases),
         });
         let mut writer = Writer { shared: shared.clone(), disk, model, stale: false };
+        let mut last_idle = now;
         let jobs = group_commit::spawn("store", TICK, move |batch: &mut Vec<Job>| {
-            writer.run(batch.drain(..), Instant::now());
+            let now = Instant::now();
+            // A store that is never quiet has a moment for it all the same.
+            let idle = batch.is_empty() || now.duration_since(last_idle) > BUSY;
+            writer.run(batch.drain(..), now);
+            if idle && !writer.stale {
+                last_idle = now;
+                writer.disk.idle();
+            }
         })
         .map_err(|source| OpenError::Directory { path: "writer thread".into(), source })?;
         Ok(Self { shared, jobs })
@@ -169,6 +188,16 @@ impl Engine {
             entries: count(entries.len()),
             leases: count(view.model.leases().len()),
             bytes: count(entries.map(|e| e.key.len() + e.value.len()).sum::<usize>() + view.history.bytes()),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let view = self.view();
+        Snapshot {
+            revision: view.model.revision,
+            last_lease: view.model.last_lease,
+            leases: view.model.leases().collect(),
+            entries: view.model.entries().cloned().collect(),
         }
     }
 
@@ -229,7 +258,8 @@ impl<D: Disk> Writer<D> {
             return jobs.for_each(|job| refuse(job, &error));
         }
         let mut changes = Vec::new();
-        let mut answers: Vec<Answer> = jobs.map(|job| self.apply(job, &mut changes)).collect();
+        let mut put = 0;
+        let mut answers: Vec<Answer> = jobs.map(|job| self.apply(job, &mut changes, &mut put)).collect();
         for lease in self.expired(now) {
             // One that a job of this batch has ended already is no longer there.
             let _ = self.model.revoke(lease, &mut changes);
@@ -251,10 +281,19 @@ impl<D: Disk> Writer<D> {
         answers.drain(..).for_each(Answer::send);
     }
 
-    fn apply(&mut self, job: Job, changes: &mut Vec<Change>) -> Answer {
+    /// `put` counts what the batch puts.
+    fn apply(&mut self, job: Job, changes: &mut Vec<Change>, put: &mut usize) -> Answer {
         match job {
-            Job::Commit(txn, reply) => Answer::Commit(self.model.commit(&txn, changes), reply),
-            Job::Grant(ttl, reply) => Answer::Grant(self.model.grant(ttl, changes), reply),
+            Job::Commit(txn, reply) => {
+                let room = self.model.puts(&txn).map_or(Ok(()), |bytes| {
+                    *put += bytes;
+                    self.disk.room(*put)
+                });
+                Answer::Commit(room.and_then(|()| self.model.commit(&txn, changes)), reply)
+            }
+            Job::Grant(ttl, reply) => {
+                Answer::Grant(self.disk.room(*put).map(|()| self.model.grant(ttl, changes)), reply)
+            }
             Job::Revoke(lease, reply) => Answer::Revoke(self.model.revoke(lease, changes), reply),
             Job::Compact(before, reply) => Answer::Compact(self.model.compact(before, changes), reply),
         }

@@ -22,7 +22,7 @@ use tonic::Code;
 use crate::model::{check, writes};
 use crate::{
     CommitError, Committed, Cursor, Entry, Keys, Lease, LeaseId, LeaseInfo, Limits, MAX_KEY, MAX_OPS, MAX_VALUE, Op,
-    Query, Range, ReadError, Status, Store, StoreError, Txn, WatchError,
+    Query, Range, ReadError, Snapshot, Status, Store, StoreError, Txn, WatchError,
 };
 use channel::{Channel, Fault};
 use messages as m;
@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const START: Duration = Duration::from_secs(10);
 /// Between two attempts to connect, when it waits.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Entries in one answer of a long reading; each may be a megabyte.
+const PAGE: i64 = 128;
 
 const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 const SECOND: Duration = Duration::from_secs(1);
@@ -114,6 +117,29 @@ impl Etcd {
         let compare = Txn { compare: txn.compare.clone(), ..Txn::default() };
         let answer = self.channel.unary("/etcdserverpb.KV/Txn", self.names.txn(&compare)).await;
         answer.is_ok_and(|answer: m::TxnResponse| answer.succeeded)
+    }
+
+    /// Every entry, in pages that are all of one revision.
+    async fn all(&self) -> Result<(Revision, Vec<Entry>), ReadError> {
+        let mut page = m::RangeRequest { limit: PAGE, ..self.names.keys(&Keys::prefix("")) };
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let answer = self.read(page.clone()).await?;
+            let at = revision_of(answer.header);
+            for kv in answer.kvs {
+                entries.push(self.names.entry(kv).map_err(ReadError::Unavailable)?);
+            }
+            if page.revision == 0 {
+                page.revision = revision(at);
+            }
+            match entries.last() {
+                Some(last) if answer.more => {
+                    page.key = self.names.key(&last.key);
+                    page.key.push(0);
+                }
+                _ => return Ok((Revision(number(page.revision)), entries)),
+            }
+        }
     }
 
     /// The first revision that can be watched from.
@@ -268,6 +294,11 @@ impl Store for Etcd {
             leases: u64::try_from(leases.leases.len()).unwrap_or(u64::MAX),
             bytes: number(status.db_size),
         })
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        let (revision, entries) = self.all().await?;
+        Snapshot::of(self, revision, entries).await
     }
 }
 

@@ -18,8 +18,11 @@ mod fence;
 pub mod group_commit;
 mod history;
 mod lease_clock;
+mod migrate;
 mod model;
 mod open;
+mod restore;
+mod snapshot;
 pub mod sqlite;
 mod watchers;
 
@@ -33,13 +36,16 @@ use bytes::Bytes;
 use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, STORE_LIMIT};
 #[cfg(feature = "simulation")]
 pub use engine::simulated::{DiskFault, Simulated};
 #[cfg(feature = "etcd")]
 pub use etcd::Etcd;
 pub use fence::{FENCE_BASE, fence_base, next_fence_base};
-pub use open::{InvalidStoreUrl, StoreError, StoreUrl, open};
+pub use migrate::{MigrateError, Migrated, migrate, rehearse};
+pub use open::{InvalidStoreUrl, StoreError, StoreUrl, connect, open, open_within};
+pub use restore::{RestoreError, Restored, restore};
+pub use snapshot::{BackupError, Report, STORE_ID, Snapshot};
 
 /// One key as it stands at some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -459,6 +465,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// How the store stands.
     async fn status(&self) -> Result<Status, ReadError>;
+
+    /// All of it at one revision. A lease that ends while it is read may be left out, with its keys.
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        let Range { revision, entries, .. } = self.range("").await?;
+        Snapshot::of(self, revision, entries).await
+    }
 }
 
 /// The longest key, in bytes.

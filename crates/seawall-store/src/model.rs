@@ -122,8 +122,12 @@ impl Model {
         self.entries.values()
     }
 
-    pub(crate) fn leases(&self) -> impl ExactSizeIterator<Item = (LeaseId, Duration)> {
+    pub(crate) fn leases(&self) -> impl ExactSizeIterator<Item = (LeaseId, Duration)> + DoubleEndedIterator {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
+    }
+
+    pub(crate) fn has_lease(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
     }
 
     /// The keys that go with a lease.
@@ -137,7 +141,7 @@ impl Model {
         let (succeeded, ops) = self.branch(txn);
         // As in etcd, a lease matters only in the branch that is taken.
         let missing = ops.iter().find_map(|op| match op {
-            Op::Put { lease, .. } => lease.filter(|lease| !self.leases.contains_key(lease)),
+            Op::Put { lease, .. } => lease.filter(|lease| !self.has_lease(*lease)),
             _ => None,
         });
         if let Some(lease) = missing {
@@ -203,6 +207,15 @@ impl Model {
     fn branch<'a>(&self, txn: &'a Txn) -> (bool, &'a [Op]) {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         (succeeded, if succeeded { &txn.then } else { &txn.otherwise })
+    }
+
+    /// The keys and values that a transaction would put if it were done now; None when it would put nothing.
+    pub(crate) fn puts(&self, txn: &Txn) -> Option<usize> {
+        let size = |op: &Op| match op {
+            Op::Put { key, value, .. } => Some(key.len() + value.len()),
+            _ => None,
+        };
+        self.branch(txn).1.iter().filter_map(size).reduce(|sum, size| sum + size)
     }
 
     /// What an operation that reads finds.

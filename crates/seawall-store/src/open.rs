@@ -1,14 +1,15 @@
 //! Which store, as a configuration says it.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::migrate::{self, Unusable};
 use crate::sqlite::OpenError;
-use crate::{Embedded, Store};
+use crate::{Embedded, STORE_LIMIT, Store};
 
 /// Where a port is not given.
 const ETCD_PORT: &str = "2379";
@@ -48,19 +49,68 @@ pub enum StoreError {
     /// The etcd cluster does not answer, or not as one.
     #[error("{0}")]
     Etcd(String),
+    /// It has moved, and is not used any more.
+    #[error("{path} has moved to {to}: set `control.store` to that")]
+    Moved {
+        /// The file.
+        path: PathBuf,
+        /// Where the store is now.
+        to: String,
+    },
+    /// A migration into it was not finished; what it comes from is used as before.
+    #[error(
+        "{0} is being filled by a migration that was not finished: repeat `seawall store migrate --to {0}`, or use the old \
+         store, which is whole"
+    )]
+    Filling(StoreUrl),
+    /// It was found, and then did not answer.
+    #[error("{url}: {why}")]
+    Unanswered {
+        /// Which.
+        url: StoreUrl,
+        /// Why.
+        why: String,
+    },
     /// This program was built without the feature that it needs.
     #[error("`{0}`: this program was built without that kind of store")]
     NotBuilt(StoreUrl),
 }
 
-/// Opens the store that `url` says; `file` is where the embedded one lives. Waits up to 10 s for an etcd that does not
-/// answer. Cancel safe.
+/// As [`open_within`] with [`STORE_LIMIT`].
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn open(url: &StoreUrl, file: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    open_within(url, file, STORE_LIMIT).await
+}
+
+/// Opens the store that `url` says; `file` is where the embedded one lives, and `limit` how many bytes it may take
+/// ([`Embedded::open_within`]). Waits up to 10 s for an etcd that does not answer. Cancel safe.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn open_within(url: &StoreUrl, file: &Path, limit: u64) -> Result<Arc<dyn Store>, StoreError> {
+    let store = connect(url, file, limit).await?;
+    // A store that has moved to where it is now may have left one step to be done.
+    let at_home = || match url {
+        StoreUrl::Embedded => None,
+        StoreUrl::Etcd { .. } => migrate::mark_of(file),
+    };
+    match migrate::usable(&*store, at_home).await {
+        Ok(()) => Ok(store),
+        Err(Unusable::Moved(to)) => Err(StoreError::Moved { path: file.to_owned(), to }),
+        Err(Unusable::Filling) => Err(StoreError::Filling(url.clone())),
+        Err(Unusable::Failed(why)) => Err(StoreError::Unanswered { url: url.clone(), why }),
+    }
+}
+
+/// As [`open_within`], of a store that is not to be used as one, but moved or looked at.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn connect(url: &StoreUrl, file: &Path, limit: u64) -> Result<Arc<dyn Store>, StoreError> {
     match url {
-        StoreUrl::Embedded => Ok(Arc::new(Embedded::open(file)?)),
+        StoreUrl::Embedded => Ok(Arc::new(Embedded::open_within(file, limit)?)),
         #[cfg(feature = "etcd")]
         StoreUrl::Etcd { endpoints, prefix } => Ok(Arc::new(crate::Etcd::wait(endpoints, prefix).await?)),
         #[cfg(not(feature = "etcd"))]

@@ -72,6 +72,55 @@ async fn every_acknowledged_write_survives_kill_9() {
     }
 }
 
+/// A power cut, as far as one can be had: the writer is stopped at any moment, and what its files are then is opened elsewhere.
+#[tokio::test]
+async fn every_acknowledged_write_is_in_the_files_as_they_are_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["writer_child", "--exact", "--nocapture"])
+        .env("SEAWALL_TEST_STORE", &path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    let (acknowledge, acknowledged) = std::sync::mpsc::channel();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        for line in out.lines().map_while(Result::ok) {
+            if let Some((key, revision)) = line.strip_prefix("ack ").and_then(|rest| rest.split_once(' ')) {
+                let _ = acknowledge.send((key.to_owned(), Revision(revision.parse().unwrap())));
+            }
+        }
+    });
+    let mut known: Vec<(String, Revision)> = vec![acknowledged.recv_timeout(Duration::from_secs(60)).unwrap()];
+    for round in 0..25 {
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(0..40_000))).await;
+        signal(rustix::process::Signal::STOP);
+        // It has stopped when its state says so; what it has told by then precedes the copy.
+        let stopped = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains(") T ");
+        while !stopped() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        known.extend(acknowledged.try_iter());
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["store.db", "store.db-wal"] {
+            std::fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+        }
+        signal(rustix::process::Signal::CONT);
+        let store = Embedded::open(&copy.path().join("store.db")).unwrap();
+        for (key, revision) in &known {
+            let entry = store.get(key).await.unwrap().unwrap_or_else(|| panic!("round {round}: {key} was lost"));
+            assert_eq!(entry.modified, *revision);
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(known.len() > 50, "{}", known.len());
+}
+
 #[tokio::test]
 async fn everything_is_there_after_a_restart_and_leases_start_anew() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ mod name;
 mod period;
 mod ratio;
 mod revision;
+mod size;
 mod snapshot;
 
 pub use call::Call;
@@ -16,6 +17,7 @@ pub use name::{InstanceId, NameError, ServiceName};
 pub use period::Period;
 pub use ratio::Ratio;
 pub use revision::Revision;
+pub use size::Size;
 pub use snapshot::{Change, Snapshot};
 
 /// Header names that carry Seawall's own words between its hops.

@@ -8,11 +8,14 @@ use seawall_gateway::RouteTable;
 use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
 use seawall_schedule::Job;
-use seawall_types::{Period, ServiceName};
+use seawall_types::{Period, ServiceName, Size};
 
 use super::Config;
 use super::load::{Mistake, nearest};
 use super::tree::{Node, Place};
+
+/// Room for the history, which takes a quarter, and for a value of the largest size.
+const MIN_STORE_LIMIT: Size = Size::bytes(16 << 20);
 
 /// Every mistake that is left once each part is well-formed.
 pub(super) fn check(config: &Config, tree: &Node) -> Vec<Mistake> {
@@ -71,6 +74,10 @@ impl Checker<'_> {
         if self.config.control.ttl < Period::secs(1) {
             let what = format!("`{}` is too short: at least 1s", self.config.control.ttl);
             self.mistake(&["control", "ttl"], what, None);
+        }
+        if self.config.control.store_limit < MIN_STORE_LIMIT {
+            let what = format!("`{}` is too small: at least {MIN_STORE_LIMIT}", self.config.control.store_limit);
+            self.mistake(&["control", "store_limit"], what, None);
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use seawall_types::Revision;
 
-use super::{Embedded, File, MIGRATIONS};
+use super::file::File;
+use super::rows::KIND;
+use super::{Embedded, STORE_LIMIT};
 use crate::engine::{Disk, Engine};
 use crate::history::{BOUNDS, Bounds};
 use crate::{CommitError, Keys, Op, Store, Txn, WatchError, sqlite};
@@ -17,8 +19,8 @@ async fn the_history_in_the_file_is_bounded_by_its_size() {
     let path = dir.path().join("store.db");
     let bounds = Bounds { events: 1000, bytes: 100_000 };
     {
-        let connection = sqlite::open(&path, MIGRATIONS).unwrap();
-        let mut disk = File::new(connection, &path, bounds);
+        let connection = sqlite::open(&path, &KIND).unwrap();
+        let mut disk = File::new(connection, &path, bounds, STORE_LIMIT);
         let (mut model, _) = disk.load().unwrap();
         for n in 0..100u8 {
             let mut changes = Vec::new();
@@ -31,25 +33,25 @@ async fn the_history_in_the_file_is_bounded_by_its_size() {
                 .connection
                 .query_row("SELECT sum(length(key) + length(value)) FROM history", [], |row| row.get(0))
                 .unwrap();
-            assert_eq!(kept, disk.bytes);
+            assert_eq!(kept, disk.kept.bytes);
             assert!(kept <= 2 * bounds.bytes, "{kept} bytes after {n}");
         }
     }
-    let mut disk = File::new(sqlite::open(&path, MIGRATIONS).unwrap(), &path, bounds);
+    let mut disk = File::new(sqlite::open(&path, &KIND).unwrap(), &path, bounds, STORE_LIMIT);
     let (model, history) = disk.load().unwrap();
     let revisions: Vec<u64> = history.since(Revision(0)).map(|event| event.revision.0).collect();
     assert_eq!(revisions, (history.oldest().0..=model.revision.0).collect::<Vec<_>>(), "no gap");
     assert_eq!(revisions.len(), 10, "in memory it is one length");
-    assert!(disk.bytes >= bounds.bytes);
+    assert!(disk.kept.bytes >= bounds.bytes);
 }
 
 #[tokio::test]
 async fn a_full_store_says_so_and_goes_on_when_there_is_room_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
-    let connection = sqlite::open(&path, MIGRATIONS).unwrap();
+    let connection = sqlite::open(&path, &KIND).unwrap();
     connection.pragma_update(None, "max_page_count", 200).unwrap();
-    let store = Engine::start(File::new(connection, &path, BOUNDS)).unwrap();
+    let store = Engine::start(File::new(connection, &path, BOUNDS, STORE_LIMIT)).unwrap();
     let mut written = 0u8;
     let error = loop {
         match store.commit(Txn::put("k", vec![written; 50_000])).await {
@@ -63,6 +65,21 @@ async fn a_full_store_says_so_and_goes_on_when_there_is_room_again() {
     store.compact(now.next()).await.unwrap();
     let done = store.commit(Txn::put("k", vec![0; 50_000])).await.unwrap();
     assert_eq!(done.revision, now.next());
+}
+
+#[tokio::test]
+async fn a_commit_writes_a_page_for_its_key_and_one_for_the_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store.db")).unwrap();
+    let log = || std::fs::metadata(dir.path().join("store.db-wal")).unwrap().len();
+    store.commit(Txn::put("k", "first")).await.unwrap();
+    let before = log();
+    for _ in 0..100 {
+        store.commit(Txn::put("k", "next")).await.unwrap();
+    }
+    // A frame is a page and its head. Once in a while a page of the history is full.
+    let frames = (log() - before) / (4096 + 24);
+    assert!((200..=210).contains(&frames), "{frames} for 100 commits");
 }
 
 fn both() -> [(Arc<dyn Store>, Option<tempfile::TempDir>); 2] {
