@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod chaos;
 mod demo;
 mod load;
 mod machine;
@@ -44,6 +45,12 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Torment holders of locks on real backends, and check what they did: `chaos locks --seconds 60 --backend all --seed 7`.
+    Chaos {
+        /// What `chaos` itself takes; `chaos locks --help` shows it.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// The upstream that the benchmarks call; prints its address.
     #[command(hide = true)]
     Upstream,
@@ -54,6 +61,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo { once } => demo::run(once),
         Command::Test { long } => suite::run(long),
         Command::Bench { name, rounds, seconds } => bench::run(name, rounds, seconds),
+        Command::Chaos { words } => chaos::run(&words),
         Command::Upstream => bench::upstream(),
     }
 }

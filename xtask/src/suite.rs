@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::{demo, machine, process};
+use crate::{chaos, demo, machine, process};
 
 /// How many random histories the long form replays beside the breaker's model.
 const HISTORIES: &str = "1000000";
@@ -34,6 +34,8 @@ pub(crate) fn run(long: bool) -> anyhow::Result<()> {
         histories()?;
         models(&[("LOOM_MAX_PREEMPTIONS", PREEMPTIONS)])?;
     }
+    println!("\nlocks among real faults:");
+    chaos::run(&["locks", "--seconds", "10", "--backend", "embedded,etcd"].map(str::to_owned))?;
     println!("\nthe demo, as the end-to-end test:");
     demo::run(true)?;
     println!("\nall tests passed");

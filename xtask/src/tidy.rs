@@ -16,6 +16,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("seawall-discovery", 1),
     ("seawall-coord", 2),
     ("seawall-simulation", 3),
+    ("seawall-chaos", 3),
     ("seawall-proxy", 2),
     ("seawall-gateway", 3),
     ("seawall-sidecar", 3),

@@ -1,0 +1,69 @@
+//! `cargo xtask chaos locks`: holders of a lock as processes of their own on a real backend, which are stopped, killed and cut off, as
+//! is the backend; then the checkers over what they recorded, and a table.
+//!
+//! Every fault has a round of its own. The holders append to two registers, files on this machine: one refuses tokens smaller
+//! than its latest, the other takes anything. The clock of the histories is `CLOCK_BOOTTIME`, the same for all.
+
+mod holder;
+mod round;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Faults against holders of locks, and the checkers over what they did")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Torments holders of a lock.
+    Locks {
+        /// How long, for each backend; at least 10.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Which: embedded, etcd, redis, postgres, zookeeper; several with commas, or all.
+        #[arg(long, default_value = "embedded,etcd")]
+        backend: String,
+        /// Of the faults; a random one unless set. The processes' own timing is not in it.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// One of the holders.
+    #[command(hide = true)]
+    Holder {
+        #[arg(long)]
+        url: String,
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Locks { seconds, backend, seed } => {
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+            println!("SEAWALL_SEED={seed}");
+            fastrand::seed(seed);
+            let backends = if backend == "all" { "embedded,etcd,redis,postgres,zookeeper".into() } else { backend };
+            let mut wrong = false;
+            println!("{}", round::HEADER);
+            for name in backends.split(',') {
+                wrong |= round::torment(name, seconds)?;
+            }
+            Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Command::Holder { url, name, dir } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(holder::live(&url, &name, &dir))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

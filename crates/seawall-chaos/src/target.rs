@@ -1,0 +1,135 @@
+//! The backends under test, as processes that can be stopped, killed and started again.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use seawall_servers::{Proxy, Server};
+
+pub(crate) struct Target {
+    kind: Kind,
+    scheme: &'static str,
+    suffix: &'static str,
+    /// Whether its locks come with tokens that only grow.
+    pub(crate) fenced: bool,
+}
+
+enum Kind {
+    Control(Control),
+    Server(Server),
+}
+
+struct Control {
+    dir: tempfile::TempDir,
+    addr: SocketAddr,
+    child: Child,
+}
+
+impl Target {
+    pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
+        let server = |server, scheme, suffix, fenced| Self { kind: Kind::Server(server), scheme, suffix, fenced };
+        Ok(match name {
+            "embedded" => {
+                let control = Control::start()?;
+                Self { kind: Kind::Control(control), scheme: "control://", suffix: "", fenced: true }
+            }
+            "etcd" => server(Server::etcd(), "etcd://", "/chaos", true),
+            "redis" => server(Server::redis(), "redis://", "", false),
+            "postgres" => server(Server::postgres(), "postgres://postgres@", "/postgres", true),
+            "zookeeper" => server(Server::zookeeper(), "zookeeper://", "/chaos", true),
+            _ => bail!("`{name}` is none of embedded, etcd, redis, postgres, zookeeper"),
+        })
+    }
+
+    fn addr(&self) -> SocketAddr {
+        match &self.kind {
+            Kind::Control(control) => control.addr,
+            Kind::Server(server) => server.addr(),
+        }
+    }
+
+    /// A way to it that can be cut, and its address through that.
+    pub(crate) fn through(&self) -> (Proxy, String) {
+        let proxy = Proxy::to(self.addr());
+        let url = format!("{}{}{}", self.scheme, proxy.addr(), self.suffix);
+        (proxy, url)
+    }
+
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        match &self.kind {
+            Kind::Control(control) => signal(&control.child, Signal::STOP)?,
+            Kind::Server(server) => server.pause(),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        match &self.kind {
+            Kind::Control(control) => signal(&control.child, Signal::CONT)?,
+            Kind::Server(server) => server.resume(),
+        }
+        Ok(())
+    }
+
+    /// Kills it with -9 and starts it again with its files.
+    pub(crate) fn restart(&mut self) -> anyhow::Result<()> {
+        match &mut self.kind {
+            Kind::Control(control) => control.restart()?,
+            Kind::Server(server) => server.restart(),
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn signal(child: &Child, signal: Signal) -> anyhow::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(child.id())?).context("no process id")?;
+    kill_process(pid, signal).context("cannot signal")
+}
+
+impl Control {
+    fn start() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let yaml = format!("control:\n  listen: {addr}\n  data: {}\n", dir.path().join("data").display());
+        std::fs::write(dir.path().join("seawall.yaml"), yaml)?;
+        let child = spawn(dir.path())?;
+        let mut control = Self { dir, addr, child };
+        control.ready()?;
+        Ok(control)
+    }
+
+    fn restart(&mut self) -> anyhow::Result<()> {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = spawn(self.dir.path())?;
+        self.ready()
+    }
+
+    fn ready(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(self.addr).is_err() {
+            ensure!(Instant::now() < end && self.child.try_wait()?.is_none(), "control did not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `seawall` beside this program.
+fn spawn(dir: &Path) -> anyhow::Result<Child> {
+    let seawall = std::env::current_exe()?.with_file_name("seawall");
+    let mut command = Command::new(&seawall);
+    command.args(["control", "--config", "seawall.yaml"]).current_dir(dir).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().with_context(|| format!("cannot start {}: build the workspace first", seawall.display()))
+}
