@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use seawall_servers::Server;
 use serde_json::{Value, json};
 
@@ -272,7 +273,7 @@ cron:
 }
 
 #[test]
-fn two_control_nodes_that_are_killed_run_every_slot_once() {
+fn two_control_nodes_that_are_killed_and_paused_run_every_slot_once() {
     let etcd = Server::etcd();
     let order = Participant::start(|_| (200, String::new()));
     let file = FILE.replace("ttl: 1m", &format!("ttl: 1m, store: \"etcd://{}/cron\"", etcd.addr()));
@@ -287,16 +288,22 @@ fn two_control_nodes_that_are_killed_run_every_slot_once() {
         sites.iter().position(|site| owner == format!("control-{}", site.control.port()))
     };
     let mut kills = 0;
-    let end = Instant::now() + Duration::from_secs(22);
+    let end = Instant::now() + Duration::from_secs(26);
     while Instant::now() < end {
         let before = order.seen().len();
         until("it runs", || order.seen().len() > before + 2);
-        if let Some(at) = leader() {
+        let Some(at) = leader() else { continue };
+        if kills % 3 == 1 {
+            // For longer than its time to live: the other leads when it goes on.
+            signal(controls[at].child.id(), Signal::STOP);
+            std::thread::sleep(Duration::from_secs(7));
+            signal(controls[at].child.id(), Signal::CONT);
+        } else {
             let again = sites[at].start(&["config", "schema"]);
             std::mem::replace(&mut controls[at], again).kill();
             controls[at] = sites[at].control();
-            kills += 1;
         }
+        kills += 1;
     }
     let [first, second] = controls;
     assert!(first.stop().success());
