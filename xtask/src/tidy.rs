@@ -21,6 +21,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("seawall-gateway", 3),
     ("seawall-sidecar", 3),
     ("seawall-fenced", 3),
+    ("seawall-peers", 3),
     ("seawall-registry", 3),
     ("seawall-saga", 3),
     ("seawall-schedule", 3),
