@@ -9,6 +9,7 @@ use seawall_discovery::Control;
 use seawall_saga::{SagaView, StepView};
 use seawall_types::Snapshot;
 
+use crate::config::Loaded;
 use crate::process;
 
 #[derive(clap::Args)]
@@ -50,15 +51,21 @@ pub(crate) enum SagaCommand {
 }
 
 impl Which {
+    /// Whether the node was named, so that no other will do.
+    pub(crate) fn is_named(&self) -> bool {
+        self.control.is_some()
+    }
+
+    /// The file, or all defaults.
+    pub(crate) fn loaded(&self) -> anyhow::Result<Loaded> {
+        process::config(self.config.as_deref())
+    }
+
     /// The control node's address.
     pub(crate) fn addr(&self) -> anyhow::Result<SocketAddr> {
         match self.control {
             Some(addr) => Ok(addr),
-            None => {
-                let here = PathBuf::from("seawall.yaml");
-                let file = self.config.clone().or_else(|| here.exists().then_some(here));
-                Ok(process::config(file.as_deref())?.control_addr())
-            }
+            None => Ok(self.loaded()?.control_addr()),
         }
     }
 

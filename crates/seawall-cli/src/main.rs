@@ -16,6 +16,7 @@ mod policies;
 mod process;
 mod queue;
 mod sidecar;
+mod store;
 mod up;
 
 use std::path::PathBuf;
@@ -84,6 +85,9 @@ enum Command {
     /// Queues of jobs: put, list, do them by a command, try parked ones again.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
+    /// Back up, restore, check and move the store in which registrations and locks are kept.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Run a command that ends with its parent.
     #[command(hide = true)]
     Guard(guard::Args),
@@ -129,6 +133,7 @@ fn main() -> ExitCode {
         Command::Elections(args) => elections::run(&args),
         Command::Cron(command) => cron::run(command),
         Command::Queue(command) => queue::run(command),
+        Command::Store(command) => store::run(&command),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

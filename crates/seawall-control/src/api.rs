@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use crate::coord::{self, Coord};
 use crate::cron::{self, Cron};
 use crate::queues::{self, Waiting};
+use crate::store_api::{self, StoreApi};
 
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -45,6 +46,7 @@ pub(crate) struct App {
     pub(crate) coord: Coord,
     pub(crate) cron: Cron,
     pub(crate) waiting: Waiting,
+    pub(crate) store: StoreApi,
     pub(crate) drain: Drain,
 }
 
@@ -53,6 +55,7 @@ pub(crate) fn router(app: App) -> Router {
     let coord = coord::router(app.coord.clone());
     let cron = cron::router(app.cron.clone());
     let queues = queues::router(app.waiting.clone());
+    let store = store_api::router(app.store.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -72,6 +75,7 @@ pub(crate) fn router(app: App) -> Router {
         .merge(coord)
         .merge(cron)
         .merge(queues)
+        .merge(store)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())

@@ -4,6 +4,7 @@ mod api;
 mod coord;
 mod cron;
 mod queues;
+mod store_api;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,6 +26,8 @@ use seawall_store::{STORE_LIMIT, StoreError, StoreUrl};
 use seawall_types::{Instance, InstanceId, Period, ServiceName, Size};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+
+use store_api::StoreApi;
 
 /// The name under which control itself is registered, so that services can call its API through their sidecar.
 pub const SERVICE: &str = "control";
@@ -112,6 +115,7 @@ pub struct Control {
     upstreams: Upstreams,
     log: Log,
     plans: Vec<Plan>,
+    store: StoreApi,
 }
 
 impl Control {
@@ -131,8 +135,9 @@ impl Control {
         let registry = Registry::open(seawall_registry::Config { ttl: config.ttl }, store.clone()).await?;
         let locks = StoreBackend::open(store.clone()).await?;
         let queues = Queues::open(store.clone()).await?;
-        let (jobs, cron) = (Jobs::new(store), BTreeMap::new());
-        Ok(Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans })
+        let (jobs, cron) = (Jobs::new(store.clone()), BTreeMap::new());
+        let store = StoreApi::new(store, config.store, limit, config.data);
+        Ok(Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans, store })
     }
 
     /// The same with the scheduled jobs of a file. Those of a former file that are not among them are removed.
@@ -158,7 +163,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn run(self, drain: Drain) -> Result<(), ControlError> {
-        let Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans } = self;
+        let Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans, store } = self;
         upstreams.publish(registry.snapshot());
         tokio::spawn(publish(registry.clone(), upstreams.clone(), drain.clone()));
         let client = Client::new(upstreams.clone());
@@ -178,7 +183,8 @@ impl Control {
         tokio::spawn(async move { queues.sweep(sweeping).await });
         tracing::info!(%addr, "control is ready");
         let coord = coord::Coord::new(locks, drain.clone());
-        let app = api::router(api::App { registry, runner, upstreams, coord, cron, waiting, drain: drain.clone() });
+        let app =
+            api::router(api::App { registry, runner, upstreams, coord, cron, waiting, store, drain: drain.clone() });
         let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
         served.await.map_err(ControlError::Serve)?;
         // Runs under way have ended by now, or will not in time; what is left is to resign.

@@ -6,7 +6,7 @@
 //!
 //! Two backends share one engine: [`Embedded::memory`] keeps nothing, [`Embedded::open`] acknowledges a write only
 //! after SQLite has synced it. The file is described in `docs/store.md`. With the feature `etcd` there is a third, for
-//! keys in an etcd cluster; [`open`] chooses by a [`StoreUrl`].
+//! keys in an etcd cluster; [`open`] chooses by a [`StoreUrl`]. A [`Snapshot`] is all of a store: for backups, [`restore`] and [`migrate`].
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

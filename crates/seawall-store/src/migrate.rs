@@ -276,24 +276,25 @@ async fn write(to: &Named<'_>, then: Vec<Op>, mark: &Mark) -> Result<(), Migrate
     if to.commit(txn).await? { Ok(()) } else { Err(MigrateError::Filling { to: to.name.into() }) }
 }
 
-/// Writes every entry, in the order in which they were created. Those that go with a lease are the last, so that it does not
-/// end meanwhile, and each by itself: of two that were created at one revision, neither would be before the other in a queue.
+/// Writes every entry, in the order in which they were created: only what was created at one revision is written in one, for
+/// whose queues go by that. Those that go with a lease are the last, so that it does not end meanwhile, and each by itself: of
+/// two claims of one revision, neither would be before the other.
 async fn import(to: &Named<'_>, snapshot: &Snapshot, mark: &Mark) -> Result<HashMap<LeaseId, LeaseId>, MigrateError> {
     let mut entries: Vec<&Entry> = snapshot.entries.iter().collect();
     entries.sort_by_key(|entry| entry.created);
     let (leased, free): (Vec<&Entry>, Vec<&Entry>) = entries.into_iter().partition(|entry| entry.lease.is_some());
     let put = |entry: &Entry, lease| Op::Put { key: (*entry.key).into(), value: entry.value.clone(), lease };
-    let (mut then, mut bytes) = (Vec::new(), 0);
-    for entry in free {
-        let size = entry.key.len() + entry.value.len();
-        if then.len() == MAX_OPS || (bytes + size > BATCH && !then.is_empty()) {
-            write(to, std::mem::take(&mut then), mark).await?;
-            bytes = 0;
+    for together in free.chunk_by(|one, next| one.created == next.created) {
+        let (mut then, mut bytes) = (Vec::new(), 0);
+        for entry in together {
+            let size = entry.key.len() + entry.value.len();
+            if then.len() == MAX_OPS || (bytes + size > BATCH && !then.is_empty()) {
+                write(to, std::mem::take(&mut then), mark).await?;
+                bytes = 0;
+            }
+            bytes += size;
+            then.push(put(entry, None));
         }
-        bytes += size;
-        then.push(put(entry, None));
-    }
-    if !then.is_empty() {
         write(to, then, mark).await?;
     }
     let mut leases = HashMap::new();

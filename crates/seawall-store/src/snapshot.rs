@@ -4,6 +4,7 @@
 //! the place of a store is made by [`Snapshot::succeed`]: its fencing tokens go on where those of its predecessor ended, and
 //! nobody takes it for the same store.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -101,7 +102,7 @@ impl Snapshot {
         let failed = |why: String| BackupError::Write { path: path.to_owned(), why };
         let part = beside(path, ".part");
         let _ = fs::remove_file(&part);
-        let written = embedded::write(self, &part).map_err(|error| error.to_string());
+        let written = embedded::write(&self.counted(), &part).map_err(|error| error.to_string());
         let put_in_place = || -> io::Result<()> {
             File::open(&part)?.sync_all()?;
             fs::rename(&part, path)?;
@@ -114,7 +115,24 @@ impl Snapshot {
         written.map_err(failed)
     }
 
-    /// The value of a key.
+    /// With leases that are counted, as an embedded store needs it; an etcd has numbers of its own, far from these. Whoever keeps
+    /// one of those alive keeps none of these alive.
+    fn counted(&self) -> Cow<'_, Self> {
+        if self.leases.keys().next_back().is_none_or(|last| *last <= self.last_lease) {
+            return Cow::Borrowed(self);
+        }
+        let first = self.last_lease.0 + 1;
+        let names: BTreeMap<LeaseId, LeaseId> = self.leases.keys().copied().zip((first..).map(LeaseId)).collect();
+        let mut counted = self.clone();
+        counted.leases = self.leases.iter().filter_map(|(id, ttl)| Some((*names.get(id)?, *ttl))).collect();
+        for entry in &mut counted.entries {
+            entry.lease = entry.lease.and_then(|id| names.get(&id).copied());
+        }
+        counted.last_lease = names.into_values().next_back().unwrap_or(self.last_lease);
+        Cow::Owned(counted)
+    }
+
+    /// The entry of a key.
     pub fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.binary_search_by(|entry| (*entry.key).cmp(key)).ok().and_then(|at| self.entries.get(at))
     }

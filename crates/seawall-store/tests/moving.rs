@@ -26,8 +26,10 @@ fn put(key: &str, value: &str, lease: Option<LeaseId>) -> Op {
 async fn populate(store: &dyn Store) -> u64 {
     store.commit(Txn::put(STORE_ID, "the old one")).await.unwrap();
     let base = fence_base(store).await.unwrap();
-    for n in 0..300 {
-        store.commit(Txn::put(format!("registry/{n}"), "x".repeat(n))).await.unwrap();
+    for hundred in 0..3 {
+        let numbers = 100 * hundred..100 * (hundred + 1);
+        let then = numbers.map(|n| put(&format!("registry/{n}"), &"x".repeat(n), None)).collect();
+        store.commit(Txn { then, ..Txn::default() }).await.unwrap();
     }
     let mut last = 0;
     for n in 0..6 {

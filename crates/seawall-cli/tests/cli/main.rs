@@ -16,4 +16,5 @@ mod orders;
 mod policies;
 mod queue;
 mod saga;
+mod store;
 mod support;
