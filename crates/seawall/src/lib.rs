@@ -3,7 +3,7 @@
 //! A service in any language can use Seawall through its sidecar alone. A Rust service that wants the pieces in its own
 //! process finds them here: [`Client`] calls services by name, as an HTTP client does, with the registry, the balancing
 //! and the policies inside it; below it are the policies themselves, graceful shutdown, and the registry's client. By feature:
-//! locks and elections (`coord`), and resources that refuse their former holders (`fenced`).
+//! locks and elections (`coord`), resources that refuse their former holders (`fenced`), and jobs that a leader runs (`schedule`).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,4 +36,8 @@ pub use seawall_drain as drain;
 #[cfg(feature = "fenced")]
 pub use seawall_fenced as fenced;
 pub use seawall_resilience as resilience;
+#[cfg(feature = "schedule")]
+pub use seawall_schedule as schedule;
+#[cfg(feature = "coord")]
+pub use seawall_store as store;
 pub use seawall_types as types;

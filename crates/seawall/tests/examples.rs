@@ -46,6 +46,16 @@ fn built(name: &str) -> PathBuf {
 }
 
 #[test]
+fn payments() {
+    run("payments", &["paid", "being processed", "already processed", "batch", "unknown", "resolved"]);
+}
+
+#[test]
+fn leader_only() {
+    run("leader_only", &["hourly", "nightly", "handed over", "once"]);
+}
+
+#[test]
 fn order_with_payment() {
     run("order_with_payment", &["healthy", "slow", "failing", "recovered"]);
 }
