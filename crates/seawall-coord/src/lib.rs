@@ -4,6 +4,7 @@
 //!   can give anything away, and without any answer from it.
 //! - A [`Lock`] is a fair queue: whoever asked first has it first, and each waits for the one before alone. Its [`Guard`]
 //!   carries a fencing token, which only grows, and says how long it is still valid.
+//! - An [`RwLock`] is a lock that readers hold together, a [`Semaphore`] one of which several hold a part.
 //! - An [`Election`] is such a queue, too: whoever holds it leads, and its token is the term. A [`Leadership`] publishes
 //!   something about itself, resigns, hands over; an [`Observer`] sees one leader after the other.
 //! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API;
@@ -38,7 +39,10 @@ mod clock;
 mod election;
 mod lock;
 mod name;
+mod rw;
+mod semaphore;
 mod session;
+mod sharing;
 
 pub use any::{AnyError, AnyLease, AnyLocks, InvalidLocksUrl, LocksUrl, Need};
 #[cfg(feature = "postgres")]
@@ -56,7 +60,10 @@ pub use clock::{Boot, Clock, Machine, Manual, Task};
 pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
 pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
+pub use rw::{DowngradeError, RwLock, WriteGuard};
+pub use semaphore::Semaphore;
 pub use session::{Keep, Loss, Session, SessionConfig, SessionError, Why};
+pub use sharing::{Kind, MAX_DELAY, Manner, SharedLocks};
 
 /// The guide's examples compile.
 #[cfg(doctest)]

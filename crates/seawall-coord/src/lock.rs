@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use crate::class::{Fence, Fences};
 use crate::name::{LockName, Token};
 use crate::session::runner::Command;
 use crate::session::{Inner, Loss, Session, Why};
+use crate::sharing::{Kind, Manner, SharedLocks};
 
 /// The longest that a lock can be waited for.
 const MAX_PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -30,7 +33,14 @@ pub struct Lock<B: Backend> {
     name: LockName,
     info: String,
     owner: Option<Arc<str>>,
+    manner: Manner,
+    /// Claims in that manner, where it is not the usual one.
+    claim_as: Option<ClaimAs<B>>,
 }
+
+/// [`SharedLocks::claim_as`] of a backend that has it.
+type ClaimAs<B> = for<'a> fn(&'a Inner<B>, &'a Want, &'a Manner, Duration) -> Claiming<'a>;
+type Claiming<'a> = Pin<Box<dyn Future<Output = Result<Claim, ClaimError>> + Send + 'a>>;
 
 impl<B: Backend> fmt::Debug for Lock<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,7 +61,7 @@ pub enum WithError {
 
 impl<B: Backend> Lock<B> {
     pub(crate) fn new(session: Session<B>, name: LockName) -> Self {
-        Self { session, name, info: String::new(), owner: None }
+        Self { session, name, info: String::new(), owner: None, manner: Manner::default(), claim_as: None }
     }
 
     /// The same for an owner within this session, who has the lock again whenever it has it: further guards share the claim
@@ -122,6 +132,11 @@ impl<B: Backend> Lock<B> {
             Err(_) => return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead: 1, holder: None }),
         };
         if let Some(holding) = place.upgrade().filter(|holding| holding.check().is_ok()) {
+            if self.manner.kind.is_exclusive() && holding.reads.load(Ordering::SeqCst) {
+                let why =
+                    format!("`{owner}` has `{}` for reading: nobody becomes a writer without releasing it", self.name);
+                return Err(BackendError::Refused { backend: self.session.inner.backend.name(), why }.into());
+            }
             return Ok(Guard { holding });
         }
         let guard = self.claim_anew(patience.saturating_sub(began.elapsed())).await?;
@@ -158,20 +173,48 @@ impl<B: Backend> Lock<B> {
         let claimed = tokio::select! {
             biased;
             why = loss.wait() => Err(ClaimError::Lost(why)),
-            claimed = inner.backend.claim(&inner.lease, &want, patience) => claimed,
+            claimed = self.ask(&want, patience) => claimed,
         };
         match claimed {
             Ok(claim) => {
                 // The answer may be old by now.
                 self.session.check().map_err(ClaimError::Lost)?;
                 pending.left = false;
-                Ok(Guard { holding: Arc::new(Holding::new(inner.clone(), claim)) })
+                let reads = self.manner.kind == Kind::Read;
+                Ok(Guard { holding: Arc::new(Holding::new(inner.clone(), claim, reads)) })
             }
             Err(error) => {
                 pending.left = !matches!(error, ClaimError::Busy { .. } | ClaimError::TimedOut { .. });
                 Err(error)
             }
         }
+    }
+
+    async fn ask(&self, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
+        let inner = &self.session.inner;
+        match self.claim_as {
+            None => inner.backend.claim(&inner.lease, want, patience).await,
+            Some(claim_as) => claim_as(inner, want, &self.manner, patience).await,
+        }
+    }
+}
+
+impl<B: SharedLocks> Lock<B> {
+    pub(crate) fn in_manner(mut self, manner: Manner) -> Self {
+        self.manner = manner;
+        self.claim_as = Some(|inner, want, manner, patience| {
+            Box::pin(inner.backend.claim_as(&inner.lease, want, manner, patience))
+        });
+        self
+    }
+
+    /// The same with a delay: whoever comes after a holder that was lost, rather than having released the lock, waits so long
+    /// on its own clock from when it first sees that. For what a holder has under way when it dies and nobody can take back,
+    /// where the resource does not check tokens. At most [`MAX_DELAY`](crate::MAX_DELAY). Default none.
+    #[must_use]
+    pub fn delay(self, delay: Duration) -> Self {
+        let manner = Manner { delay, ..self.manner };
+        self.in_manner(manner)
     }
 }
 
@@ -226,19 +269,21 @@ impl<B: Backend> Owners<B> {
 struct Holding<B: Backend> {
     inner: Arc<Inner<B>>,
     claim: Claim,
+    /// Only to read.
+    reads: AtomicBool,
     /// What happens to this claim alone.
     removed: watch::Receiver<Option<Why>>,
     held: bool,
 }
 
 impl<B: Backend> Holding<B> {
-    fn new(inner: Arc<Inner<B>>, claim: Claim) -> Self {
+    fn new(inner: Arc<Inner<B>>, claim: Claim, reads: bool) -> Self {
         let (lost, removed) = watch::channel(None);
         if inner.shared.settling.add((claim.clone(), lost)) {
             // Without a thread the session is closed, and everybody knows.
             let _ = inner.commands.send(Command::Settle);
         }
-        Self { inner, claim, removed, held: true }
+        Self { inner, claim, reads: AtomicBool::new(reads), removed, held: true }
     }
 
     fn check(&self) -> Result<Duration, Why> {
@@ -279,6 +324,16 @@ impl<B: Backend> Guard<B> {
 
     pub(crate) fn inner(&self) -> &Inner<B> {
         &self.holding.inner
+    }
+
+    /// How many guards of the same owner share the claim, this one included.
+    pub(crate) fn sharers(&self) -> usize {
+        Arc::strong_count(&self.holding)
+    }
+
+    /// From now on it holds the lock only to read.
+    pub(crate) fn reads(&self) {
+        self.holding.reads.store(true, Ordering::SeqCst);
     }
 
     /// The lock's name.

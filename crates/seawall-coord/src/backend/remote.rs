@@ -22,6 +22,7 @@ use crate::class::{Fence, Fenced};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
 use crate::session::Why;
+use crate::sharing::{Manner, SharedLocks};
 
 /// How long one call may take that does not itself wait.
 const CALL: Duration = Duration::from_secs(5);
@@ -131,9 +132,14 @@ impl Remote {
     }
 
     /// One request for a claim. After [`ClaimError::TimedOut`] its place is kept for a moment.
-    async fn ask(&self, lease: &str, want: &Want, wait: Duration) -> Result<Claim, ClaimError> {
+    async fn ask(&self, lease: &str, want: &Want, manner: &Manner, wait: Duration) -> Result<Claim, ClaimError> {
         let path = format!("{}?wait={}ms", path(&want.name, &want.token), wait.as_millis());
-        let body = body(&json!({ "session": lease, "info": want.info }));
+        let mut asked = json!({ "session": lease, "info": want.info });
+        if *manner != Manner::default() {
+            asked["kind"] = json!(manner.kind);
+            asked["delay"] = json!(format!("{}ms", manner.delay.as_millis()));
+        }
+        let body = body(&asked);
         match self.control.send(Method::PUT, &path, body, wait + CALL).await {
             Ok(bytes) => {
                 let Claimed { fence, created } = self.read(&bytes)?;
@@ -192,33 +198,7 @@ impl Backend for Remote {
     }
 
     async fn claim(&self, lease: &String, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
-        let began = Instant::now();
-        let until = began + patience;
-        let mut pause = Duration::from_millis(20);
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            // Boxed: the caller carries this future about.
-            match Box::pin(self.ask(lease, want, left.min(WAIT))).await {
-                Ok(claim) => return Ok(claim),
-                Err(ClaimError::TimedOut { ahead, holder, .. }) => {
-                    if Instant::now() < until {
-                        continue;
-                    }
-                    let timed_out = ClaimError::TimedOut { waited: began.elapsed(), ahead, holder };
-                    let withdrawn = self.withdraw_by(&self.control, lease, &want.name, &want.token).await;
-                    return Err(withdrawn.map_or_else(ClaimError::Unknown, |_| timed_out));
-                }
-                Err(ClaimError::Backend(error)) if error.retryable() => {
-                    let rest = pause.mul_f64(0.1 + 0.9 * fastrand::f64());
-                    if Instant::now() + rest >= until {
-                        return Err(ClaimError::Unknown(error));
-                    }
-                    tokio::time::sleep(rest).await;
-                    pause = (pause * 2).min(Duration::from_secs(1));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.claim_as(lease, want, &Manner::default(), patience).await
     }
 
     async fn withdraw(&self, lease: &String, name: &LockName, token: &Token) -> Result<Released, BackendError> {
@@ -245,6 +225,54 @@ impl Backend for Remote {
                     }
                 }
             }
+        }
+    }
+}
+
+impl SharedLocks for Remote {
+    async fn claim_as(
+        &self,
+        lease: &String,
+        want: &Want,
+        manner: &Manner,
+        patience: Duration,
+    ) -> Result<Claim, ClaimError> {
+        let began = Instant::now();
+        let until = began + patience;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // Boxed: the caller carries this future about.
+            match Box::pin(self.ask(lease, want, manner, left.min(WAIT))).await {
+                Ok(claim) => return Ok(claim),
+                Err(ClaimError::TimedOut { ahead, holder, .. }) => {
+                    if Instant::now() < until {
+                        continue;
+                    }
+                    let timed_out = ClaimError::TimedOut { waited: began.elapsed(), ahead, holder };
+                    let withdrawn = self.withdraw_by(&self.control, lease, &want.name, &want.token).await;
+                    return Err(withdrawn.map_or_else(ClaimError::Unknown, |_| timed_out));
+                }
+                Err(ClaimError::Backend(error)) if error.retryable() => {
+                    let rest = pause.mul_f64(0.1 + 0.9 * fastrand::f64());
+                    if Instant::now() + rest >= until {
+                        return Err(ClaimError::Unknown(error));
+                    }
+                    tokio::time::sleep(rest).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn downgrade(&self, lease: &String, claim: &Claim) -> Result<bool, BackendError> {
+        let path = format!("{}/downgrade", path(&claim.name, &claim.token));
+        let body = body(&json!({ "session": lease }));
+        match self.control.send(Method::POST, &path, body, CALL).await {
+            Ok(_) => Ok(true),
+            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => Ok(false),
+            Err(error) => Err(self.error(error)),
         }
     }
 }

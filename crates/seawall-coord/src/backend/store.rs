@@ -1,27 +1,32 @@
 //! Sessions and locks as keys in a store of this process: the recipe.
 //!
-//! A claim is a key `lock/<name>/<session>-<token>` that goes with the session's lease. The queue is the keys of a lock in
+//! A claim is a key `lock/<name>/w/<session>-<token>` that goes with the session's lease. The queue is the keys of a lock in
 //! the order of the revisions that created them; the first holds the lock. Each waiter watches the key before its own,
 //! remembered with its revision, and after every wake-up reads everything again, its own key above all: a session that was
 //! lost while it waited has no place any more, whoever has gone before it.
+//!
+//! Claims that share the lock stand in the same queue, those to read under `lock/<name>/r/` and permits under
+//! `lock/<name>/p/`. A reader watches the last key before its own that is not a reader's; what permits wait for is in
+//! `permits`.
 //!
 //! The key names the claim's own random token. So to delete it is to release what is one's own and nothing else, once or
 //! five times; and after a lost reply, to read it is to know what happened.
 //!
 //! The candidates of an election are such a queue under `elect/<name>/`.
 
+mod claims;
 mod doubts;
 mod elections;
+mod permits;
 mod queries;
+mod shared;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use seawall_store::{
-    CommitError, Compare, Cursor, Entry, Keys, Lease, LeaseId, Op, OpResult, ReadError, Store, Txn, WatchError,
-};
+use seawall_store::{CommitError, Compare, Entry, Lease, LeaseId, Op, ReadError, Store, Txn};
 use seawall_types::Revision;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -31,8 +36,10 @@ use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX
 use crate::class::{Fence, Fenced};
 use crate::lock::Guard;
 use crate::name::{LockName, Token};
-use crate::session::Why;
-use doubts::{Doubts, Settled, TRIES};
+use crate::sharing::{Kind, Manner, SharedLocks};
+use doubts::Doubts;
+use queries::Await;
+use shared::Delays;
 
 /// How long one call to the store may take.
 const CALL: Duration = Duration::from_secs(5);
@@ -41,6 +48,7 @@ const AUDITS: usize = 1000;
 /// Where claims, sessions and forced releases are.
 const LOCKS: &str = "lock/";
 const ELECTIONS: &str = "elect/";
+const DELAYS: &str = "lock-delay/";
 const SESSIONS: &str = "session/";
 const AUDIT: &str = "lock-audit/";
 
@@ -52,6 +60,7 @@ pub struct StoreBackend {
     /// This one and its clones, among all that send claims for a session.
     instance: Token,
     doubts: Arc<Doubts>,
+    delays: Arc<Delays>,
 }
 
 impl fmt::Debug for StoreBackend {
@@ -113,6 +122,24 @@ struct ClaimValue {
     since_ms: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     info: String,
+    #[serde(default, skip_serializing_if = "Kind::is_exclusive")]
+    kind: Kind,
+    /// It has its permits and has said so to the one behind it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    held: bool,
+}
+
+impl ClaimValue {
+    /// What a claim's key says. A value that is not understood is taken for the strongest claim.
+    fn read(entry: &Entry) -> Self {
+        serde_json::from_slice(&entry.value).unwrap_or_else(|_| Self {
+            owner: "?".into(),
+            since_ms: 0,
+            info: String::new(),
+            kind: Kind::Exclusive,
+            held: false,
+        })
+    }
 }
 
 /// A release by an operator.
@@ -147,8 +174,45 @@ fn queue(name: &LockName) -> String {
     }
 }
 
+/// Where the claims of a kind are.
+fn directory(name: &LockName, kind: Kind) -> String {
+    let queue = queue(name);
+    match (name.election(), kind) {
+        (Some(_), _) => queue,
+        (None, Kind::Exclusive) => queue + "w/",
+        (None, Kind::Read) => queue + "r/",
+        (None, Kind::Permits { .. }) => queue + "p/",
+    }
+}
+
+fn key_of(name: &LockName, kind: Kind, lease: &StoreLease, token: &Token) -> String {
+    format!("{}{:016x}-{token}", directory(name, kind), lease.id.0)
+}
+
+/// The key of an exclusive claim.
 fn key(name: &LockName, lease: &StoreLease, token: &Token) -> String {
-    format!("{}{:016x}-{token}", queue(name), lease.id.0)
+    key_of(name, Kind::Exclusive, lease, token)
+}
+
+/// Where a claim with this token may be; an exclusive one first.
+fn keys(name: &LockName, lease: &StoreLease, token: &Token) -> Vec<String> {
+    let shared = [Kind::Read, Kind::Permits { limit: 1, take: 1 }];
+    let shared = shared.into_iter().filter(|_| name.election().is_none());
+    let kinds = std::iter::once(Kind::Exclusive).chain(shared);
+    kinds.map(|kind| key_of(name, kind, lease, token)).collect()
+}
+
+/// Where holders with a delay have left word.
+fn delays(name: &LockName) -> String {
+    format!("{DELAYS}{name}/")
+}
+
+fn delay_key_of(name: &LockName, lease: &StoreLease, token: &Token) -> String {
+    format!("{}{:016x}-{token}", delays(name), lease.id.0)
+}
+
+fn delay_key(want: &Want, lease: &StoreLease) -> String {
+    delay_key_of(&want.name, lease, &want.token)
 }
 
 fn session_key(lease: &StoreLease) -> String {
@@ -220,13 +284,13 @@ async fn writing<T>(call: impl Future<Output = Result<T, CommitError>>) -> Resul
 }
 
 impl StoreBackend {
-    /// Works in `store`, under the keys `lock/`, `elect/`, `session/`, `lock-audit/` and `meta/fence-base`.
+    /// Works in `store`, under the keys `lock/`, `elect/`, `session/`, `lock-delay/`, `lock-audit/` and `meta/fence-base`.
     ///
     /// # Errors
     /// [`BackendError`] when the store cannot be written.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, BackendError> {
         let fence_base = writing(seawall_store::fence_base(&*store)).await?;
-        Ok(Self { store, fence_base, instance: Token::random(), doubts: Arc::default() })
+        Ok(Self { store, fence_base, instance: Token::random(), doubts: Arc::default(), delays: Arc::default() })
     }
 
     /// The claim with this token, if it is there, and whether it holds the lock.
@@ -239,157 +303,14 @@ impl StoreBackend {
         name: &LockName,
         token: &Token,
     ) -> Result<Option<(Claim, bool)>, BackendError> {
-        let key = key(name, lease, token);
-        let Some(own) = reading(self.store.get(&key)).await? else { return Ok(None) };
-        let place = reading(queries::place(&*self.store, &queue(name), &key, own.created)).await?;
-        let own = place.own.filter(|now| now.created == own.created);
-        Ok(own.map(|own| (self.claim_of(name, token, &own), place.before.is_none())))
-    }
-
-    /// As [`Backend::claim`], but a wait that runs out leaves the claim in the queue, where the same want finds it again;
-    /// whoever does not come back has to [`Backend::withdraw`] it.
-    ///
-    /// # Errors
-    /// [`ClaimError`].
-    pub async fn wait(&self, lease: &StoreLease, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
-        let began = Instant::now();
-        let until = began + patience;
-        let (queue, key) = (queue(&want.name), key(&want.name, lease, &want.token));
-        if want.info.len() > MAX_INFO {
-            let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", want.info.len());
-            return Err(refused(why).into());
-        }
-        if patience.is_zero() {
-            // Nothing is written for a lock that is held anyway.
-            let first = reading(queries::oldest(&*self.store, &queue)).await?;
-            if first.as_ref().is_some_and(|first| *first.key != *key) && reading(self.store.get(&key)).await?.is_none()
-            {
-                return Err(ClaimError::Busy { holder: self.holder(first.as_ref()) });
-            }
-        }
-        let created = self.enqueue(lease, want, &key, until).await?;
-        loop {
-            let place = self.look(&queue, &key, created, until).await?;
-            // The own key, and no other that has come under the same name since.
-            let Some(own) = place.own.as_ref().filter(|own| own.created == created) else {
-                return Err(self.why_gone(lease).await);
-            };
-            let Some(before) = &place.before else { return Ok(self.claim_of(&want.name, &want.token, own)) };
-            if patience.is_zero() {
-                return Err(ClaimError::Busy { holder: self.holder(place.first.as_ref()) });
-            }
-            // Known by its key and its revision: the key alone may be another's by now.
-            let keys = [(&*before.key, before.created), (&*key, created)];
-            let left = self.vanishes(&keys, place.revision);
-            if tokio::time::timeout_at(until, left).await.is_err() {
-                let holder = self.holder(place.first.as_ref());
-                let ahead = reading(queries::ahead(&*self.store, &queue, created)).await.unwrap_or(1);
-                return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead, holder });
-            }
-        }
-    }
-
-    /// Puts the claim into the queue, or finds it there; says which revision created it.
-    async fn enqueue(
-        &self,
-        lease: &StoreLease,
-        want: &Want,
-        key: &str,
-        until: Instant,
-    ) -> Result<Revision, ClaimError> {
-        let mut backoff = Backoff::new();
-        let mut doubt = None;
-        loop {
-            let error = match self.put_claim(lease, want, key).await {
-                Ok(created) => return Ok(created),
-                Err(error) => error,
-            };
-            match error {
-                error if !error.retryable() => return Err(ClaimError::from_store(error)),
-                BackendError::Unknown { .. } => doubt = Some(error.clone()),
-                _ => {}
-            }
-            if !backoff.wait(until).await {
-                // The last word: is it there?
-                return match (reading(self.store.get(key)).await, doubt) {
-                    (Ok(Some(own)), _) => Ok(own.created),
-                    (Ok(None), None) => Err(error.into()),
-                    (_, doubt) => Err(ClaimError::Unknown(doubt.unwrap_or(error))),
-                };
-            }
-        }
-    }
-
-    /// One try at it. Can be repeated whatever became of the last one: a key that is there is left as it is, and what is
-    /// still on its way is made void before.
-    async fn put_claim(&self, lease: &StoreLease, want: &Want, key: &str) -> Result<Revision, BackendError> {
-        for _ in 0..TRIES {
-            let Settled { owner, condition } = self.settled(lease).await?;
-            let value = json(&ClaimValue { owner, since_ms: unix_ms(), info: want.info.clone() });
-            let put = Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id) };
-            let txn = Txn {
-                compare: vec![Compare::Absent(key.into()), condition],
-                then: vec![put, Op::Get(key.into())],
-                otherwise: vec![Op::Get(key.into())],
-            };
-            let attempt = self.doubts.attempt(lease.id);
-            let committed = writing(self.store.commit(txn)).await;
-            if !matches!(committed, Err(BackendError::Unknown { .. })) {
-                attempt.answered();
-            }
-            if let Some(OpResult::Got(Some(own))) = committed?.results.into_iter().next_back() {
-                return Ok(own.created);
-            }
-            // The session's key was written in this moment: for another claim that was in doubt, or by another process.
-        }
-        Err(down(doubts::TAKEN_OVER))
-    }
-
-    async fn look(
-        &self,
-        queue: &str,
-        key: &str,
-        created: Revision,
-        until: Instant,
-    ) -> Result<queries::Place, ClaimError> {
-        let mut backoff = Backoff::new();
-        loop {
-            match reading(queries::place(&*self.store, queue, key, created)).await {
-                Ok(place) => return Ok(place),
-                // The claim is in the queue and may come to hold the lock.
-                Err(error) if !backoff.wait(until).await => return Err(ClaimError::Unknown(error)),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Resolves when one of these keys, as it was created, may be gone. `from` is a revision at which all were there.
-    async fn vanishes(&self, keys: &[(&str, Revision)], from: Revision) {
-        let mut cursors = Vec::with_capacity(keys.len());
-        for (key, created) in keys {
-            match self.store.watch(Keys::One((*key).into()), from.next()).await {
-                Ok(cursor) => cursors.push(deleted(cursor, key, *created)),
-                // Look again, and watch from there.
-                Err(_) => return tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-        let mut cursors: Vec<_> = cursors.into_iter().map(Box::pin).collect();
-        std::future::poll_fn(|context| {
-            if cursors.iter_mut().any(|cursor| cursor.as_mut().poll(context).is_ready()) {
-                std::task::Poll::Ready(())
-            } else {
-                std::task::Poll::Pending
-            }
-        })
-        .await;
-    }
-
-    /// Why a claim that was in the queue is there no more.
-    async fn why_gone(&self, lease: &StoreLease) -> ClaimError {
-        match self.session(lease).await {
-            Ok(_) => ClaimError::Removed,
-            Err(error) => ClaimError::from_store(error),
-        }
+        let (_, own) = reading(queries::first_of(&*self.store, &keys(name, lease, token))).await?;
+        let Some(own) = own else { return Ok(None) };
+        let kind = ClaimValue::read(&own).kind;
+        let reads_in_a_writers_place = kind == Kind::Read && *own.key == *key(name, lease, token);
+        let kind = if reads_in_a_writers_place { Kind::Exclusive } else { kind };
+        let look = reading(queries::look(&*self.store, name, &own.key, kind, own.created)).await?;
+        let own = look.own.filter(|now| now.created == own.created);
+        Ok(own.map(|own| (self.claim_of(name, token, &own), look.behind.is_empty())))
     }
 
     fn fence(&self, created: Revision) -> Fence {
@@ -401,11 +322,10 @@ impl StoreBackend {
     }
 
     fn view(&self, entry: &Entry) -> ClaimView {
-        let value: Option<ClaimValue> = serde_json::from_slice(&entry.value).ok();
-        let value = value.unwrap_or_else(|| ClaimValue { owner: "?".into(), since_ms: 0, info: String::new() });
+        let ClaimValue { owner, since_ms, info, kind, .. } = ClaimValue::read(entry);
         let session = entry.lease.map(|lease| format!("{:016x}", lease.0)).unwrap_or_default();
         let fence = self.fence(entry.created);
-        ClaimView { owner: value.owner, session, fence, since_ms: value.since_ms, info: value.info }
+        ClaimView { owner, session, fence, since_ms, info, kind }
     }
 
     fn holder(&self, first: Option<&Entry>) -> Option<Box<ClaimView>> {
@@ -418,8 +338,7 @@ impl StoreBackend {
     /// [`BackendError::Down`].
     pub async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
         let entries = reading(queries::by_age(&*self.store, &queue(name))).await?;
-        let mut claims = entries.iter().map(|entry| self.view(entry));
-        Ok(LockView { name: name.clone(), holder: claims.next(), queue: claims.collect() })
+        Ok(LockView::of(name.clone(), entries.iter().map(|entry| self.view(entry)).collect()))
     }
 
     /// Every lock that somebody holds, by name.
@@ -427,22 +346,16 @@ impl StoreBackend {
     /// # Errors
     /// [`BackendError::Down`].
     pub async fn list(&self) -> Result<Vec<LockView>, BackendError> {
-        let mut locks = std::collections::BTreeMap::<LockName, LockView>::new();
+        let mut locks = std::collections::BTreeMap::<LockName, Vec<ClaimView>>::new();
         for entry in reading(queries::by_age(&*self.store, LOCKS)).await? {
             let name = entry.key.strip_prefix(LOCKS).and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
             let Some(name) = name.and_then(|name| LockName::try_new(name).ok()) else { continue };
-            let view = self.view(&entry);
-            match locks.get_mut(&name) {
-                Some(lock) => lock.queue.push(view),
-                None => {
-                    locks.insert(name.clone(), LockView { name, holder: Some(view), queue: Vec::new() });
-                }
-            }
+            locks.entry(name).or_default().push(self.view(&entry));
         }
-        Ok(locks.into_values().collect())
+        Ok(locks.into_iter().map(|(name, claims)| LockView::of(name, claims)).collect())
     }
 
-    /// Takes the lock away from its holder, whose guard is lost; its session and its other locks stay. The next in the queue
+    /// Takes the lock away from its holder, of several from the one that has it longest, whose guard is lost; its session and its other locks stay. The next in the queue
     /// holds the lock at once, while the former holder may still work: only a resource that checks tokens is safe from it.
     /// The release is recorded. `None` when nobody held it.
     ///
@@ -502,39 +415,13 @@ impl StoreBackend {
     }
 }
 
-impl ClaimError {
-    fn from_store(error: BackendError) -> Self {
-        match error {
-            BackendError::NoSession { .. } => Self::Lost(Why::Ended),
-            error => Self::Backend(error),
-        }
-    }
-}
-
-/// Resolves when the key as it was created is deleted, or the watch cannot say.
-async fn deleted(mut cursor: Cursor, key: &str, created: Revision) {
-    loop {
-        match cursor.next().await {
-            Ok(events) => {
-                let same = |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| entry.created == created);
-                if events.iter().any(|event| &*event.key == key && !same(&event.entry)) {
-                    return;
-                }
-            }
-            Err(WatchError::Compacted { .. }) => return,
-            Err(WatchError::Closed | WatchError::Unavailable(_)) => {
-                return tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
 impl Guard<StoreBackend> {
     /// The condition under which a transaction of the same store is done only while this guard's claim is there: its key exists,
     /// and is the very one that was created with the claim. As the queue goes by age, it then also holds the lock.
     pub fn condition(&self) -> Compare {
         let claim = self.claim();
-        Compare::Created(key(&claim.name, &self.inner().lease, &claim.token), claim.created)
+        let key = key_of(&claim.name, self.kind(), &self.inner().lease, &claim.token);
+        Compare::Created(key, claim.created)
     }
 }
 
@@ -587,28 +474,20 @@ impl Backend for StoreBackend {
     }
 
     async fn claim(&self, lease: &StoreLease, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
-        let claimed = self.wait(lease, want, patience).await;
-        if let Err(ClaimError::Busy { .. } | ClaimError::TimedOut { .. }) = &claimed {
-            match self.withdraw(lease, &want.name, &want.token).await {
-                Ok(_) | Err(BackendError::NoSession { .. }) => {}
-                // May still be in the queue.
-                Err(error) => return Err(ClaimError::Unknown(error)),
-            }
-        }
-        claimed
+        self.claim_as(lease, want, &Manner::default(), patience).await
     }
 
     async fn withdraw(&self, lease: &StoreLease, name: &LockName, token: &Token) -> Result<Released, BackendError> {
-        let gone = self.delete(lease, &[key(name, lease, token)]).await?;
+        let gone = self.delete(lease, name, token).await?;
         Ok(if gone > 0 { Released::Now } else { Released::WasNotHeld })
     }
 
     async fn gone(&self, lease: &StoreLease, claim: &Claim) -> Gone {
-        let key = key(&claim.name, lease, &claim.token);
+        let keys = keys(&claim.name, lease, &claim.token);
         loop {
-            if let Ok((revision, entry)) = reading(queries::one(&*self.store, &key)).await {
+            if let Ok((revision, entry)) = reading(queries::first_of(&*self.store, &keys)).await {
                 match entry.filter(|entry| entry.created == claim.created) {
-                    Some(_) => self.vanishes(&[(&key, claim.created)], revision).await,
+                    Some(entry) => self.any(&[Await::Gone(entry.key.to_string(), entry.created)], revision).await,
                     None => match self.session(lease).await {
                         Ok(_) => return Gone::Removed,
                         Err(BackendError::NoSession { .. }) => return Gone::Session,

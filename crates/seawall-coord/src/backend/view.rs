@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::class::Fence;
 use crate::name::{ElectionName, LockName};
+use crate::sharing::Kind;
 
 /// Who holds a lock, or waits for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct ClaimView {
     /// What it says about itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub info: String,
+    /// How much of the lock it is for.
+    #[serde(default, skip_serializing_if = "Kind::is_exclusive")]
+    pub kind: Kind,
 }
 
 impl fmt::Display for ClaimView {
@@ -37,8 +41,23 @@ pub struct LockView {
     pub name: LockName,
     /// Who holds it; nobody in the moment between two holders, too.
     pub holder: Option<ClaimView>,
+    /// Who holds it beside: other readers, others with permits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sharing: Vec<ClaimView>,
     /// Who waits, the next one first.
     pub queue: Vec<ClaimView>,
+}
+
+impl LockView {
+    /// A lock with these claims, the oldest first.
+    pub(crate) fn of(name: LockName, mut claims: Vec<ClaimView>) -> Self {
+        let kinds: Vec<_> = claims.iter().map(|claim| claim.kind).collect();
+        // Nobody holds it behind one who waits.
+        let holders = (0..kinds.len()).take_while(|at| kinds[*at].holds(kinds[..*at].iter().copied())).count();
+        let queue = claims.split_off(holders);
+        let mut claims = claims.into_iter();
+        Self { name, holder: claims.next(), sharing: claims.collect(), queue }
+    }
 }
 
 /// Who leads, or stands for it.

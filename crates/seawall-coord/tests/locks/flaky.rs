@@ -1,6 +1,6 @@
 //! A store behind a bad connection: writes that are done and not answered, or not done, and no answers at all.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ pub(crate) struct Flaky {
     dies: AtomicBool,
     dead: AtomicBool,
     late: Mutex<Late>,
+    looks: AtomicUsize,
 }
 
 /// Writes that are not answered and carried out later, as by a member of etcd that is paused and goes on.
@@ -36,7 +37,15 @@ impl Flaky {
     pub(crate) fn new(store: Arc<dyn Store>, seed: u64) -> Arc<Self> {
         let random = Mutex::new((fastrand::Rng::with_seed(seed), 0.0));
         let off = AtomicBool::default;
-        Arc::new(Self { store, random, keep_alives_cut: off(), dies: off(), dead: off(), late: Mutex::default() })
+        Arc::new(Self {
+            store,
+            random,
+            keep_alives_cut: off(),
+            dies: off(),
+            dead: off(),
+            late: Mutex::default(),
+            looks: AtomicUsize::new(0),
+        })
     }
 
     /// So many of all writes go wrong.
@@ -80,6 +89,11 @@ impl Flaky {
         written
     }
 
+    /// How many queues were read as a whole.
+    pub(crate) fn looks(&self) -> usize {
+        self.looks.load(Ordering::SeqCst)
+    }
+
     /// Nothing answers any more.
     pub(crate) fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
@@ -106,6 +120,7 @@ impl Store for Flaky {
 
     async fn query(&self, query: Query) -> Result<Range, ReadError> {
         self.reads()?;
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.store.query(query).await
     }
 

@@ -35,15 +35,36 @@ macro_rules! cases {
 
 macro_rules! on_each {
     ($($case:ident),+ $(,)?) => {
-        cases!(memory, (Arc::new(Embedded::memory().unwrap()), ()), $($case),+);
+        cases!(memory, (Arc::new(seawall_store::Embedded::memory().unwrap()), ()), $($case),+);
         cases!(sqlite, {
             let dir = tempfile::tempdir().unwrap();
-            (Arc::new(Embedded::open(&dir.path().join("store.db")).unwrap()), dir)
+            (Arc::new(seawall_store::Embedded::open(&dir.path().join("store.db")).unwrap()), dir)
+        }, $($case),+);
+    };
+}
+
+/// A real etcd, for each case its own.
+macro_rules! on_etcd {
+    ($($case:ident),+ $(,)?) => {
+        cases!(etcd, {
+            let server = seawall_servers::Server::etcd();
+            let etcd = seawall_store::Etcd::connect(&[server.addr().to_string()], "test").await.unwrap();
+            (Arc::new(etcd), server)
         }, $($case),+);
     };
 }
 
 mod elections;
+mod shared;
+
+on_etcd!(
+    sixteen_tasks_exclude_each_other,
+    whoever_asked_first_has_it_first,
+    a_try_takes_only_what_is_free,
+    dropped_futures_leave_nothing,
+    lost_replies_are_resolved,
+    what_was_given_up_does_not_come_back,
+);
 
 on_each!(
     sixteen_tasks_exclude_each_other,
@@ -760,13 +781,13 @@ async fn a_holder_keeps_its_lock_over_a_restart_of_the_store() {
     let terms = Terms { ttl: Duration::from_secs(2), owner: Owner::try_new("a").unwrap() };
     let want = Want { name: name("x"), token: Token::random(), info: String::new() };
     let (lease, claim) = {
-        let backend = StoreBackend::open(Arc::new(Embedded::open(&path).unwrap())).await.unwrap();
+        let backend = StoreBackend::open(Arc::new(seawall_store::Embedded::open(&path).unwrap())).await.unwrap();
         let (lease, _) = backend.open(&terms).await.unwrap();
         (lease, backend.claim(&lease, &want, SOON).await.unwrap())
     };
     // Away for longer than the time to live: not the holder's fault.
     sleep(Duration::from_millis(2_500)).await;
-    let backend = StoreBackend::open(Arc::new(Embedded::open(&path).unwrap())).await.unwrap();
+    let backend = StoreBackend::open(Arc::new(seawall_store::Embedded::open(&path).unwrap())).await.unwrap();
     let next = session(&backend, "next").await;
     assert!(next.lock(name("x")).try_acquire().await.unwrap().is_none());
     assert_eq!(backend.renew(&lease).await, Ok(terms.ttl));

@@ -18,6 +18,7 @@ use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX
 use crate::class::{Fence, Fenced};
 use crate::name::{LockName, Token};
 use crate::session::Why;
+use crate::sharing::Kind;
 
 /// How many connections there are for claims, and for keep-alives, which never wait behind claims.
 const CLAIMS: usize = 6;
@@ -75,6 +76,7 @@ impl Row {
             fence: Fence::new(epoch.unsigned_abs()),
             since_ms: since.unsigned_abs(),
             info: row.try_get(from + 3)?,
+            kind: Kind::Exclusive,
         };
         let (token, modified, left_ms) = (row.try_get(from)?, row.try_get(from + 2)?, row.try_get(from + 7)?);
         Ok(Self { token, epoch, modified, view, left_ms })
@@ -275,8 +277,8 @@ impl PgLease {
     /// [`BackendError::Down`].
     pub async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
         let rows = self.rows(sql::SHOW, vec![name.as_str().into()]).await?;
-        let mut claims = rows.into_iter().map(|row| row.view);
-        Ok(LockView { name: name.clone(), holder: claims.next(), queue: claims.collect() })
+        let claims = rows.into_iter().map(|row| row.view);
+        Ok(LockView::of(name.clone(), claims.collect()))
     }
 
     /// Takes the lock away from its holder, whose guard is lost; its session and its other locks stay. The next in the queue

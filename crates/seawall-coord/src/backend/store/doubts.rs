@@ -15,8 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use seawall_store::{Compare, LeaseId, Op, OpResult, Txn};
 use seawall_types::Revision;
 
-use super::{NAME, SessionValue, StoreBackend, StoreLease, down, json, reading, session_key, writing};
+use super::{NAME, SessionValue, StoreBackend, StoreLease, delay_key_of, down, json, reading, session_key, writing};
 use crate::backend::BackendError;
+use crate::name::{LockName, Token};
 
 /// How often a session's key is read again because somebody has just written it.
 pub(super) const TRIES: u32 = 10;
@@ -136,23 +137,33 @@ impl StoreBackend {
         Err(down(TAKEN_OVER))
     }
 
-    /// Deletes these keys of the session, so that they do not come back. Says how many of them were there.
-    pub(super) async fn delete(&self, lease: &StoreLease, keys: &[String]) -> Result<usize, BackendError> {
-        let mut gone = 0;
-        if self.doubts.of(lease.id) == 0 {
-            let mut then: Vec<_> = keys.iter().cloned().map(Op::Delete).collect();
-            then.push(Op::Get(session_key(lease)));
-            let committed = writing(self.store.commit(Txn { then, ..Txn::default() })).await?;
-            gone = deleted(&committed.results);
-            let session = match committed.results.last() {
-                Some(OpResult::Got(Some(entry))) => lease.read(&entry.value),
-                _ => None,
-            };
-            if session.is_none_or(|value| value.by == self.instance.to_string()) {
-                return Ok(gone);
-            }
+    /// Deletes a claim, so that it does not come back. Says how many keys of it were there.
+    pub(super) async fn delete(
+        &self,
+        lease: &StoreLease,
+        name: &LockName,
+        token: &Token,
+    ) -> Result<usize, BackendError> {
+        let keys = super::keys(name, lease, token);
+        let session = || Op::Get(session_key(lease));
+        let mut otherwise: Vec<_> = keys[1..].iter().cloned().map(Op::Delete).collect();
+        let mut then: Vec<_> = keys.iter().cloned().map(Op::Delete).collect();
+        // Word that was left for the case of a loss goes with the claim, and stays where there is none any more.
+        then.push(Op::Delete(delay_key_of(name, lease, token)));
+        then.push(session());
+        otherwise.push(session());
+        let txn = Txn { compare: vec![Compare::Exists(keys[0].clone())], then, otherwise };
+        let committed = writing(self.store.commit(txn)).await?;
+        let gone = usize::from(committed.succeeded || deleted(&committed.results) > 0);
+        let session = match committed.results.last() {
+            Some(OpResult::Got(Some(entry))) => lease.read(&entry.value),
+            _ => None,
+        };
+        // Whoever is in doubt has a process of its own, and another that takes over is always in doubt.
+        if self.doubts.of(lease.id) == 0 && session.is_none_or(|value| value.by == self.instance.to_string()) {
+            return Ok(gone);
         }
-        match self.settle(lease, keys).await {
+        match self.settle(lease, &keys).await {
             Ok(more) => Ok(gone + more),
             Err(BackendError::NoSession { .. }) => Ok(gone),
             Err(error) => Err(error),

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use seawall_store::{Compare, Entry, Keys, MAX_OPS, Op, Txn};
+use seawall_store::{Compare, Entry, Keys, MAX_OPS, Op, Txn, WatchError};
 
 use super::{
-    ClaimValue, ELECTIONS, NAME, StoreBackend, StoreLease, WatchError, json, key, queries, queue, reading, refused,
-    writing,
+    ClaimValue, ELECTIONS, NAME, StoreBackend, StoreLease, json, key, queries, queue, reading, refused, writing,
 };
 use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{BackendError, Claim, MAX_INFO};
@@ -63,8 +62,7 @@ impl Elections for StoreBackend {
         let key = key(&claim.name, lease, &claim.token);
         let own = reading(self.store.get(&key)).await?.filter(|own| own.created == claim.created);
         let Some(own) = own else { return Ok(false) };
-        let value: Option<ClaimValue> = serde_json::from_slice(&own.value).ok();
-        let Some(value) = value else { return Ok(false) };
+        let value = ClaimValue::read(&own);
         // Written anew under the same lease; which revision created it stays, and with it the place in the queue.
         let value = json(&ClaimValue { info: info.to_owned(), ..value });
         let put = Op::Put { key: key.clone(), value: value.into(), lease: Some(lease.id) };

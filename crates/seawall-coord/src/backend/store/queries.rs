@@ -1,19 +1,41 @@
 //! What the recipe asks of a store, in the store's own words.
 
-use seawall_store::{CommitError, Entry, Keys, Op, OpResult, ReadError, Store, Txn};
+use seawall_store::{CommitError, Entry, Op, OpResult, ReadError, Store, Txn};
 use seawall_types::Revision;
 
-/// Where a key stands in its queue, read at one revision.
+use super::permits::{self, Standing};
+use super::{ClaimValue, delays, directory, queue};
+use crate::name::LockName;
+use crate::sharing::Kind;
+
+/// Something that a claim waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Await {
+    /// This key, as it was created then, goes.
+    Gone(String, Revision),
+    /// This key is written or goes.
+    Changed(String),
+    /// Any key in this directory goes.
+    AnyGone(String),
+}
+
+/// How a claim stands in its queue, read at one revision.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Look {
     /// The revision at which all of it was true.
     pub(super) revision: Revision,
-    /// The key itself, if it is there.
+    /// The claim's own key, if it is there.
     pub(super) own: Option<Entry>,
     /// The oldest key of the queue.
     pub(super) first: Option<Entry>,
-    /// The newest key that is older than this one.
-    pub(super) before: Option<Entry>,
+    /// What it waits for; nothing when it is its turn.
+    pub(super) behind: Vec<Await>,
+    /// Claims before it mean this number of permits, and not the same.
+    pub(super) other_limit: Option<u32>,
+    /// Others wait for this one to get its permits.
+    pub(super) followed: bool,
+    /// What a holder with a delay has left. Until the claim's turn has come it may be the holder's.
+    pub(super) delay: Option<Entry>,
 }
 
 /// The order of a queue: by the revision that created a key. Names decide nothing, but make it an order.
@@ -21,19 +43,85 @@ fn order(a: &Entry, b: &Entry) -> std::cmp::Ordering {
     a.created.cmp(&b.created).then_with(|| a.key.cmp(&b.key))
 }
 
-/// Where `key`, as it was `created`, stands among the keys under `queue`. Takes no longer however many they are.
-pub(super) async fn place(store: &dyn Store, queue: &str, key: &str, created: Revision) -> Result<Place, ReadError> {
-    let then = vec![Op::Get(key.into()), Op::Oldest(queue.into()), Op::NewestBefore(queue.into(), created)];
-    let (revision, mut entries) = read(store, then).await?;
-    let before = entries.pop().flatten();
-    let first = entries.pop().flatten();
-    let own = entries.pop().flatten();
-    Ok(Place { revision, own, first, before })
+/// How the claim `key`, as it was `created`, stands. Takes no longer however many there are, but for permits.
+pub(super) async fn look(
+    store: &dyn Store,
+    name: &LockName,
+    key: &str,
+    kind: Kind,
+    created: Revision,
+) -> Result<Look, ReadError> {
+    let queue = queue(name);
+    match kind {
+        Kind::Exclusive => {
+            let before = [Op::NewestBefore(queue, created)];
+            let (mut look, [before]) = look_with(store, name, key, before).await?;
+            look.behind = before.into_iter().map(gone).collect();
+            Ok(look)
+        }
+        Kind::Read => {
+            let before = |kind| Op::NewestBefore(directory(name, kind), created);
+            let before = [before(Kind::Exclusive), before(Kind::Permits { limit: 1, take: 1 })];
+            let (mut look, [writer, permit]) = look_with(store, name, key, before).await?;
+            // One that held the lock and has become a reader since; nothing else came before that.
+            let writer = writer.filter(|writer| ClaimValue::read(writer).kind == Kind::Exclusive);
+            let writer = writer.map(|writer| Await::Changed(writer.key.to_string()));
+            look.behind = writer.into_iter().chain(permit.map(gone)).collect();
+            Ok(look)
+        }
+        Kind::Permits { limit, take } => {
+            let range = store.range(&queue).await?;
+            let mut entries = range.entries;
+            entries.sort_by(order);
+            let own = entries.iter().find(|entry| *entry.key == *key && entry.created <= created).cloned();
+            let before: Vec<_> = entries.iter().filter(|entry| entry.created < created && *entry.key != *key).collect();
+            let followed = entries.len() > before.len() + usize::from(own.is_some());
+            let kinds: Vec<_> = before.iter().map(|entry| ClaimValue::read(entry).kind).collect();
+            let (mut behind, mut other_limit) = (Vec::new(), None);
+            match (permits::standing(&kinds, limit, take), before.last()) {
+                (Standing::Differs(limit), _) => other_limit = Some(limit),
+                (Standing::BehindAll, _) => behind.push(Await::AnyGone(queue)),
+                (Standing::BehindLast, Some(last)) => behind.push(Await::Changed(last.key.to_string())),
+                (Standing::Held | Standing::BehindLast, _) => {}
+            }
+            let first = entries.first().cloned();
+            // What is left by a lost holder is read after the queue: when it is this one's turn, no other can write it.
+            let delay = oldest(store, &delays(name)).await?;
+            Ok(Look { revision: range.revision, own, first, behind, other_limit, followed, delay })
+        }
+    }
+}
+
+fn gone(entry: Entry) -> Await {
+    Await::Gone(entry.key.to_string(), entry.created)
+}
+
+/// What every look reads, and something more.
+async fn look_with<const N: usize>(
+    store: &dyn Store,
+    name: &LockName,
+    key: &str,
+    more: [Op; N],
+) -> Result<(Look, [Option<Entry>; N]), ReadError> {
+    let mut then = vec![Op::Get(key.into()), Op::Oldest(queue(name)), Op::Oldest(delays(name))];
+    then.extend(more);
+    let (revision, entries) = read(store, then).await?;
+    let mut entries = entries.into_iter();
+    let mut next = || entries.next().flatten();
+    let (own, first, delay) = (next(), next(), next());
+    let more = std::array::from_fn(|_| next());
+    Ok((Look { revision, own, first, behind: Vec::new(), other_limit: None, followed: false, delay }, more))
 }
 
 /// The oldest key under `queue`.
 pub(super) async fn oldest(store: &dyn Store, queue: &str) -> Result<Option<Entry>, ReadError> {
     Ok(read(store, vec![Op::Oldest(queue.into())]).await?.1.pop().flatten())
+}
+
+/// The first of these keys that is there, and a revision at which all this was true.
+pub(super) async fn first_of(store: &dyn Store, keys: &[String]) -> Result<(Revision, Option<Entry>), ReadError> {
+    let (revision, entries) = read(store, keys.iter().cloned().map(Op::Get).collect()).await?;
+    Ok((revision, entries.into_iter().flatten().next()))
 }
 
 /// A transaction that only reads.
@@ -44,9 +132,9 @@ async fn read(store: &dyn Store, then: Vec<Op>) -> Result<(Revision, Vec<Option<
     Ok((committed.revision, committed.results.into_iter().map(entry).collect()))
 }
 
-/// How many keys under `queue` are older than one that was `created` then.
-pub(super) async fn ahead(store: &dyn Store, queue: &str, created: Revision) -> Result<usize, ReadError> {
-    let entries = store.range(queue).await?.entries;
+/// How many claims of a lock are older than one that was `created` then.
+pub(super) async fn ahead(store: &dyn Store, name: &LockName, created: Revision) -> Result<usize, ReadError> {
+    let entries = store.range(&queue(name)).await?.entries;
     Ok(entries.iter().filter(|entry| entry.created < created).count())
 }
 
@@ -55,10 +143,4 @@ pub(super) async fn by_age(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>
     let mut entries = store.range(prefix).await?.entries;
     entries.sort_by(order);
     Ok(entries)
-}
-
-/// One key, with a revision at which this was true. Watch from its successor to miss nothing.
-pub(super) async fn one(store: &dyn Store, key: &str) -> Result<(Revision, Option<Entry>), ReadError> {
-    let range = store.query(seawall_store::Query::new(Keys::One(key.into()))).await?;
-    Ok((range.revision, range.entries.into_iter().next()))
 }
