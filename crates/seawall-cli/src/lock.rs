@@ -13,7 +13,9 @@ use anyhow::Context;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
-use seawall_coord::{Boot, ClaimError, Clock, Guard, LockName, Owner, Remote, Session, SessionConfig, SessionError};
+use seawall_coord::{
+    BackendError, Boot, ClaimError, Clock, Guard, LockName, Owner, Remote, Session, SessionConfig, SessionError,
+};
 use seawall_drain::{Signals, Stop};
 use seawall_types::Period;
 use tokio::process::Child;
@@ -38,6 +40,22 @@ pub(crate) struct Args {
     /// Do not wait: run the command only if the lock is free.
     #[arg(long)]
     r#try: bool,
+    /// Hold it to read: together with others who read.
+    #[arg(long, group = "how")]
+    read: bool,
+    /// Hold it alone, as without a word.
+    #[arg(long, group = "how")]
+    write: bool,
+    /// Hold some of so many permits of it; everybody has to say the same number.
+    #[arg(long, group = "how", value_name = "N")]
+    permits: Option<u32>,
+    /// How many of the permits.
+    #[arg(long, default_value_t = 1, requires = "permits", value_name = "K")]
+    take: u32,
+    /// How long the next holder waits if this one is lost instead of releasing the lock, for what the command has under way; up
+    /// to 60s.
+    #[arg(long, conflicts_with_all = ["read", "permits"])]
+    delay: Option<Period>,
     /// Who it is, for those who look. Default: host and process.
     #[arg(long)]
     owner: Option<Owner>,
@@ -78,16 +96,15 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     // Before anything is held: a signal that nobody listens for ends the process.
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
     let ttl = args.ttl.get();
-    let config = config(args.owner, ttl);
+    let config = config(args.owner.clone(), ttl);
     let session = match Session::open(Remote::new([args.which.addr()?]), config).await {
         Ok(session) => session,
         Err(SessionError::Backend(error)) if error.retryable() => return Ok(say(UNAVAILABLE, &error)),
         Err(error) => return Err(error.into()),
     };
-    let lock = session.lock(args.name.clone()).info(shown(&args.command));
     let wait = if args.r#try { Duration::ZERO } else { args.wait.get() };
     let claimed = tokio::select! {
-        claimed = lock.acquire_within(wait) => claimed,
+        claimed = claim(&session, &args, wait) => claimed,
         stop = signals.recv() => {
             close(session).await;
             return Ok(stop.exit_code().into());
@@ -100,6 +117,7 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
             let code = match &error {
                 ClaimError::Busy { .. } | ClaimError::TimedOut { .. } => BUSY,
                 ClaimError::Lost(_) | ClaimError::Removed => LOST,
+                ClaimError::Backend(BackendError::Refused { .. }) => 1,
                 ClaimError::Unknown(_) | ClaimError::Backend(_) => UNAVAILABLE,
             };
             return Ok(say(code, &format!("lock `{}`: {error}", args.name)));
@@ -122,6 +140,22 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     };
     close(session).await;
     Ok(code)
+}
+
+/// Claims the lock in the manner that was asked for.
+async fn claim(session: &Session<Remote>, args: &Args, wait: Duration) -> Result<Guard<Remote>, ClaimError> {
+    let (name, info) = (args.name.clone(), shown(&args.command));
+    if let Some(limit) = args.permits {
+        return session.semaphore(name, limit).info(info).acquire_within(args.take, wait).await;
+    }
+    if args.read {
+        return session.rw_lock(name).info(info).read_within(wait).await;
+    }
+    let lock = session.lock(name).info(info);
+    match args.delay {
+        Some(delay) => lock.delay(delay.get()).acquire_within(wait).await,
+        None => lock.acquire_within(wait).await,
+    }
 }
 
 /// How a command ended.

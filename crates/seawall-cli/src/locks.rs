@@ -2,7 +2,7 @@
 
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use seawall_coord::{ClaimView, LockName, LockView};
+use seawall_coord::{ClaimView, Kind, LockName, LockView};
 use serde::Deserialize;
 
 use crate::ask::Which;
@@ -36,6 +36,8 @@ pub(crate) struct Audit {
 #[derive(Deserialize)]
 struct Shown {
     holder: Option<ClaimView>,
+    #[serde(default)]
+    sharing: Vec<ClaimView>,
     queue: Vec<ClaimView>,
     forced: Vec<Audit>,
 }
@@ -65,13 +67,27 @@ fn since(claim: &ClaimView) -> String {
     time(i64::try_from(claim.since_ms).unwrap_or(i64::MAX))
 }
 
+/// How much of the lock.
+fn held(claim: &ClaimView) -> String {
+    match claim.kind {
+        Kind::Exclusive => "alone".to_owned(),
+        Kind::Read => "to read".to_owned(),
+        permits @ Kind::Permits { .. } => permits.to_string(),
+    }
+}
+
 fn list(which: &Which) -> anyhow::Result<()> {
     let locks: Vec<LockView> = which.get("/v1/locks")?;
-    println!("{:<24} {:<24} {:<18} {:<22} WAITING", "LOCK", "HOLDER", "TOKEN", "SINCE");
+    println!("{:<24} {:<24} {:<18} {:<22} {:<16} WAITING", "LOCK", "HOLDER", "TOKEN", "SINCE", "HELD");
     for lock in locks {
-        let Some(holder) = &lock.holder else { continue };
-        let (token, waiting) = (holder.fence.to_string(), lock.queue.len());
-        println!("{:<24} {:<24} {token:<18} {:<22} {waiting}", lock.name.as_str(), holder.owner, since(holder));
+        // Each holder has a line of its own, and those who wait are counted on the first.
+        for (n, holder) in lock.holder.iter().chain(&lock.sharing).enumerate() {
+            let (name, owner, token) = (lock.name.as_str(), &holder.owner, holder.fence.to_string());
+            let waiting = if n == 0 { lock.queue.len().to_string() } else { String::new() };
+            let line =
+                format!("{name:<24} {owner:<24} {token:<18} {:<22} {:<16} {waiting}", since(holder), held(holder));
+            println!("{}", line.trim_end());
+        }
     }
     Ok(())
 }
@@ -80,10 +96,14 @@ fn show(which: &Which, name: &LockName) -> anyhow::Result<()> {
     let shown: Shown = which.get(&path(name))?;
     match &shown.holder {
         None => println!("{name} is free"),
-        Some(holder) => println!("{name} is held by {holder} since {}  {}", since(holder), holder.info),
+        Some(holder) => {
+            for holder in std::iter::once(holder).chain(&shown.sharing) {
+                println!("{name} is held by {holder} {} since {}  {}", held(holder), since(holder), holder.info);
+            }
+        }
     }
     for (n, waiter) in shown.queue.iter().enumerate() {
-        println!("  {:>3}. waits: {waiter} since {}  {}", n + 1, since(waiter), waiter.info);
+        println!("  {:>3}. waits: {waiter} {} since {}  {}", n + 1, held(waiter), since(waiter), waiter.info);
     }
     for Audit { by, why, at_ms, holder } in &shown.forced {
         println!("  {} taken away from {holder} by {by}: {why}", time(*at_ms));

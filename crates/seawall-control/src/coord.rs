@@ -6,6 +6,7 @@
 //! sender has given up.
 
 mod elections;
+mod shared;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use seawall_coord::{
-    Audit, Backend, BackendError, Claim, ClaimError, ClaimView, ElectionName, Gone, Limits, LockName, LockView, Owner,
-    Released, StoreBackend, StoreLease, Terms, Token, Want,
+    Audit, Backend, BackendError, Claim, ClaimError, ClaimView, ElectionName, Gone, Kind, Limits, LockName, LockView,
+    Manner, Owner, Released, StoreBackend, StoreLease, Terms, Token, Want,
 };
 use seawall_drain::Drain;
 use seawall_types::Period;
@@ -63,6 +64,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(coord: Coord) -> Router<S
         .route("/v1/locks/{name}", get(show))
         .route("/v1/locks/{name}/force", post(force))
         .route("/v1/locks/{name}/claims/{token}", put(claim).get(read).delete(release))
+        .merge(shared::router())
         .merge(elections::router())
         .with_state(coord)
 }
@@ -423,6 +425,10 @@ struct NewClaim {
     session: String,
     #[serde(default)]
     info: String,
+    #[serde(default)]
+    kind: Kind,
+    #[serde(default)]
+    delay: Period,
 }
 
 fn claimed(claim: &Claim, held: bool) -> Json<Value> {
@@ -436,7 +442,7 @@ async fn claim(
     body: Result<Json<NewClaim>, JsonRejection>,
 ) -> Result<Json<Value>, Problem> {
     let Params(Wait { wait }) = wait.map_err(|problem| Problem::invalid(problem.1))?;
-    let Json(NewClaim { session, info }) = body?;
+    let Json(NewClaim { session, info, kind, delay }) = body?;
     let lease = lease(&session)?;
     coord.backend.session(&lease).await?;
     if !coord.places().enter(token) {
@@ -444,13 +450,15 @@ async fn claim(
     }
     let mut request = Request { coord: coord.clone(), lease, name: name.clone(), token, left: Left::Queued };
     let want = Want { name, token, info };
+    let manner = Manner { kind, delay: delay.get() };
     tokio::select! {
-        outcome = coord.backend.wait(&lease, &want, wait.get().min(MAX_WAIT)) => {
+        outcome = coord.backend.wait_as(&lease, &want, &manner, wait.get().min(MAX_WAIT)) => {
             let claim = match outcome {
                 Ok(claim) => claim,
                 Err(error) => {
-                    if let ClaimError::Busy { .. } = &error {
-                        // It may have been written, in a race with another's claim.
+                    if let ClaimError::Busy { .. } | ClaimError::Backend(BackendError::Refused { .. }) = &error {
+                        // It may have been written: in a race with another's claim, or before it was seen to be of another
+                        // limit.
                         coord.backend.withdraw(&lease, &want.name, &token).await?;
                         request.left = Left::Nothing;
                     }

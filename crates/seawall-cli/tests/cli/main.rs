@@ -16,5 +16,6 @@ mod orders;
 mod policies;
 mod queue;
 mod saga;
+mod shared_locks;
 mod store;
 mod support;
