@@ -29,6 +29,7 @@ use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Rel
 use crate::class::{Fence, Fenced};
 use crate::name::{LockName, Token};
 use crate::session::Why;
+use crate::sharing::Kind;
 
 /// Up to which number a fencing token goes through JSON.
 const MAX_FENCE: u64 = 1 << 53;
@@ -79,6 +80,7 @@ fn view(data: &[u8], stat: &Stat) -> ClaimView {
         fence: Fence::new(created(stat)),
         since_ms: stat.ctime.unsigned_abs(),
         info: value.info,
+        kind: Kind::Exclusive,
     }
 }
 
@@ -198,8 +200,7 @@ impl ZooKeeper {
         for node in self.queue(&client, &dir).await? {
             claims.extend(self.read(&client, &node.path).await?.map(|(data, stat)| view(&data, &stat)));
         }
-        let mut claims = claims.into_iter();
-        Ok(LockView { name: name.clone(), holder: claims.next(), queue: claims.collect() })
+        Ok(LockView::of(name.clone(), claims))
     }
 
     /// Takes the lock away from its holder, whose guard is lost; its session and its other locks stay. The next in the queue
