@@ -5,6 +5,7 @@
 //! - A [`Lock`] is a fair queue: whoever asked first has it first, and each waits for the one before alone. Its [`Guard`]
 //!   carries a fencing token, which only grows, and says how long it is still valid.
 //! - An [`RwLock`] is a lock that readers hold together, a [`Semaphore`] one of which several hold a part.
+//! - A [`MultiLock`] is several locks, all or none.
 //! - An [`Election`] is such a queue, too: whoever holds it leads, and its token is the term. A [`Leadership`] publishes
 //!   something about itself, resigns, hands over; an [`Observer`] sees one leader after the other.
 //! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API;
@@ -38,6 +39,7 @@ mod class;
 mod clock;
 mod election;
 mod lock;
+mod multi;
 mod name;
 mod rw;
 mod semaphore;
@@ -59,6 +61,7 @@ pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Machine, Manual, Task};
 pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
+pub use multi::{MAX_LOCKS, MultiError, MultiGuard, MultiLock};
 pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
 pub use rw::{DowngradeError, RwLock, WriteGuard};
 pub use semaphore::Semaphore;

@@ -23,7 +23,7 @@ use crate::session::{Inner, Loss, Session, Why};
 use crate::sharing::{Kind, Manner, SharedLocks};
 
 /// The longest that a lock can be waited for.
-const MAX_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const MAX_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// The longest pause before a claim that was removed queues anew.
 const REQUEUE: Duration = Duration::from_millis(50);
 

@@ -56,6 +56,7 @@ macro_rules! on_etcd {
 
 mod elections;
 mod shared;
+mod together;
 
 on_etcd!(
     sixteen_tasks_exclude_each_other,
