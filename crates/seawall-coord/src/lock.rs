@@ -180,8 +180,7 @@ impl<B: Backend> Lock<B> {
                 // The answer may be old by now.
                 self.session.check().map_err(ClaimError::Lost)?;
                 pending.left = false;
-                let reads = self.manner.kind == Kind::Read;
-                Ok(Guard { holding: Arc::new(Holding::new(inner.clone(), claim, reads)) })
+                Ok(Guard { holding: Arc::new(Holding::new(inner.clone(), claim, self.manner.kind)) })
             }
             Err(error) => {
                 pending.left = !matches!(error, ClaimError::Busy { .. } | ClaimError::TimedOut { .. });
@@ -269,7 +268,9 @@ impl<B: Backend> Owners<B> {
 struct Holding<B: Backend> {
     inner: Arc<Inner<B>>,
     claim: Claim,
-    /// Only to read.
+    /// As it was claimed.
+    kind: Kind,
+    /// Only to read, from the beginning or by now.
     reads: AtomicBool,
     /// What happens to this claim alone.
     removed: watch::Receiver<Option<Why>>,
@@ -277,13 +278,14 @@ struct Holding<B: Backend> {
 }
 
 impl<B: Backend> Holding<B> {
-    fn new(inner: Arc<Inner<B>>, claim: Claim, reads: bool) -> Self {
+    fn new(inner: Arc<Inner<B>>, claim: Claim, kind: Kind) -> Self {
         let (lost, removed) = watch::channel(None);
         if inner.shared.settling.add((claim.clone(), lost)) {
             // Without a thread the session is closed, and everybody knows.
             let _ = inner.commands.send(Command::Settle);
         }
-        Self { inner, claim, reads: AtomicBool::new(reads), removed, held: true }
+        let reads = AtomicBool::new(kind == Kind::Read);
+        Self { inner, claim, kind, reads, removed, held: true }
     }
 
     fn check(&self) -> Result<Duration, Why> {
@@ -324,6 +326,11 @@ impl<B: Backend> Guard<B> {
 
     pub(crate) fn inner(&self) -> &Inner<B> {
         &self.holding.inner
+    }
+
+    /// As what it was claimed; a writer that has become a reader was claimed as a writer.
+    pub(crate) fn kind(&self) -> Kind {
+        self.holding.kind
     }
 
     /// How many guards of the same owner share the claim, this one included.
