@@ -59,9 +59,9 @@ impl Kind {
             Self::Permits { limit, take } => {
                 let mut taken = u64::from(take);
                 before.all(|one| {
-                    let Self::Permits { take, .. } = one else { return false };
+                    let Self::Permits { limit: theirs, take } = one else { return false };
                     taken += u64::from(take);
-                    true
+                    theirs == limit
                 }) && taken <= u64::from(limit)
             }
         }
@@ -143,6 +143,7 @@ mod tests {
             (vec![permits(1)], Kind::Read, false),
             (vec![permits(1), permits(1)], permits(1), true),
             (vec![permits(2)], permits(2), false),
+            (vec![permits(1)], Kind::Permits { limit: 9, take: 1 }, false),
             // Nobody passes one who waits.
             (vec![permits(2), permits(2)], permits(1), false),
         ] {

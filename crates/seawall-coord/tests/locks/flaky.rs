@@ -154,10 +154,11 @@ impl Store for Flaky {
         }
         // Before the write: who sees it done may ask for the next death already.
         let dies = self.dies.swap(false, Ordering::SeqCst);
-        let done = self.store.commit(txn).await;
+        // And no other write may slip through between this one and the death.
         if dies {
             self.dead.store(true, Ordering::SeqCst);
         }
+        let done = self.store.commit(txn).await;
         if trouble || dies { Err(CommitError::Unknown("the test has lost the answer".into())) } else { done }
     }
 

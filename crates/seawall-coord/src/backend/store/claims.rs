@@ -51,12 +51,20 @@ impl StoreBackend {
             let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", want.info.len());
             return Err(refused(why).into());
         }
-        if patience.is_zero() {
-            // Nothing is written for a lock that is held anyway.
+        if patience.is_zero() || matches!(kind, Kind::Permits { .. }) {
             let last = Revision(i64::MAX.unsigned_abs());
-            let look = reading(queries::look(&*self.store, &want.name, &key, kind, last)).await?;
-            if look.own.is_none() && !look.behind.is_empty() {
-                return Err(ClaimError::Busy { holder: self.holder(look.first.as_ref()) });
+            match reading(queries::look(&*self.store, &want.name, &key, kind, last)).await {
+                Ok(look) if look.own.is_none() => {
+                    // Nothing is written for permits of another limit: it would be in the way of those who are right. Only
+                    // a claim that comes in the same moment is found out below.
+                    Self::same_limit(kind, &look)?;
+                    // Nor for a lock that is held anyway.
+                    if patience.is_zero() && !look.behind.is_empty() {
+                        return Err(ClaimError::Busy { holder: self.holder(look.first.as_ref()) });
+                    }
+                }
+                Err(error) if patience.is_zero() => return Err(error.into()),
+                Ok(_) | Err(_) => {}
             }
         }
         let created = self.enqueue(lease, want, kind, &key, until).await?;
@@ -70,9 +78,7 @@ impl StoreBackend {
             if value.kind != kind {
                 return Err(refused(format!("this claim is {} and not {kind}", value.kind)).into());
             }
-            if let Some(limit) = look.other_limit {
-                return Err(refused(format!("{kind}: the claims before mean a limit of {limit}")).into());
-            }
+            Self::same_limit(kind, &look)?;
             let (awaits, due, ahead) = if !look.behind.is_empty() {
                 (look.behind.clone(), until, None)
             } else if let Some(left) = look.delay.as_ref().filter(|left| *left.key != *delay_key(want, lease)) {
@@ -108,6 +114,13 @@ impl StoreBackend {
                 };
                 return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead, holder });
             }
+        }
+    }
+
+    fn same_limit(kind: Kind, look: &Look) -> Result<(), BackendError> {
+        match look.other_limit {
+            Some(limit) => Err(refused(format!("{kind}: the claims before mean a limit of {limit}"))),
+            None => Ok(()),
         }
     }
 
