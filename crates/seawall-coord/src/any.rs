@@ -225,6 +225,7 @@ macro_rules! backends {
         /// there is one, [`Guard::token`](crate::Guard::token) has it.
         #[derive(Clone, Debug)]
         #[non_exhaustive]
+        #[allow(clippy::large_enum_variant, reason = "there is one of it, and which variants there are is for features to say")]
         pub enum AnyLocks {
             $($(#[$cfg])* #[doc = concat!("[`", stringify!($name), "`](", stringify!($backend), ").")] $name($backend),)*
         }

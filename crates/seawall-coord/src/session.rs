@@ -89,6 +89,8 @@ impl fmt::Display for Why {
     }
 }
 
+impl std::error::Error for Why {}
+
 /// A session that could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
