@@ -4,6 +4,7 @@
 //! machine it is steadier than requests per second, which also measure the load generator. That of the policies is the
 //! time of a call, from samples that nothing disturbed. A figure from another run or machine compares to nothing.
 
+mod coord;
 mod noise;
 mod proxy;
 mod resilience;
@@ -21,12 +22,15 @@ pub(crate) enum Name {
     Proxy,
     /// The policies beside tower's layers, tower-resilience, recloser and failsafe, in one process.
     Resilience,
+    /// Locks and durable writes beside etcd, Redis and ZooKeeper, by one client program.
+    Coord,
 }
 
 pub(crate) fn run(name: Name, rounds: usize, seconds: u64) -> anyhow::Result<()> {
     match name {
         Name::Proxy => proxy::run(rounds.max(1), seconds.max(1)),
         Name::Resilience => resilience::run(rounds.max(1)),
+        Name::Coord => coord::run(rounds.max(1), seconds.max(1)),
     }
 }
 

@@ -36,7 +36,7 @@ enum Command {
     },
     /// Measure beside the peers, in one run, and print a table.
     Bench {
-        /// Which: proxy, resilience.
+        /// Which: proxy, resilience, coord.
         name: bench::Name,
         /// How many rounds; each runs every case once, in turns.
         #[arg(long, default_value_t = 5)]

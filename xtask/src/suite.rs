@@ -11,17 +11,20 @@ const HISTORIES: &str = "1000000";
 /// How often the long form lets a model's threads be interrupted; the short one does with two.
 const PREEMPTIONS: &str = "3";
 
+/// The servers that tests and benchmarks start: a program, or a file, and its package.
+pub(crate) const SERVERS: &[(&str, &str)] = &[
+    ("etcd", "etcd-server"),
+    // Debian keeps its programs out of the path; this one is of the package that all versions share.
+    ("pg_createcluster", "postgresql"),
+    ("pgbouncer", "pgbouncer"),
+    ("redis-server", "redis-server"),
+    ("java", "default-jre-headless"),
+    ("/usr/share/java/zookeeper.jar", "zookeeper"),
+];
+
 pub(crate) fn run(long: bool) -> anyhow::Result<()> {
-    machine::install(&[
-        ("python3", "python3"),
-        ("etcd", "etcd-server"),
-        // Debian keeps its programs out of the path; this one is of the package that all versions share.
-        ("pg_createcluster", "postgresql"),
-        ("pgbouncer", "pgbouncer"),
-        ("redis-server", "redis-server"),
-        ("java", "default-jre-headless"),
-        ("/usr/share/java/zookeeper.jar", "zookeeper"),
-    ])?;
+    machine::install(&[("python3", "python3")])?;
+    machine::install(SERVERS)?;
     machine::install_nextest()?;
     // The tests drive the real binaries.
     process::run("cargo", &["build", "--workspace"])?;
