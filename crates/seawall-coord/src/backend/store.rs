@@ -20,6 +20,7 @@ mod elections;
 mod permits;
 mod queries;
 mod shared;
+mod watching;
 
 use std::fmt;
 use std::future::Future;
@@ -38,11 +39,13 @@ use crate::lock::Guard;
 use crate::name::{LockName, Token};
 use crate::sharing::{Kind, Manner, SharedLocks};
 use doubts::Doubts;
-use queries::Await;
 use shared::Delays;
+use watching::{Await, Watching};
 
 /// How long one call to the store may take.
 const CALL: Duration = Duration::from_secs(5);
+/// How long a watch of a claim that is held may be silent before the claim is looked at again.
+const SILENCE: Duration = Duration::from_secs(600);
 /// How many of the latest forced releases are kept.
 const AUDITS: usize = 1000;
 /// Where claims, sessions and forced releases are.
@@ -463,6 +466,7 @@ impl Backend for StoreBackend {
     }
 
     async fn close(&self, lease: &StoreLease) -> Result<(), BackendError> {
+        self.doubts.forget(lease.id);
         let closed = match self.session(lease).await {
             Ok(_) => writing(self.store.revoke(lease.id)).await.map(drop),
             Err(error) => Err(error),
@@ -484,10 +488,23 @@ impl Backend for StoreBackend {
 
     async fn gone(&self, lease: &StoreLease, claim: &Claim) -> Gone {
         let keys = keys(&claim.name, lease, &claim.token);
+        let mut watching: Option<Watching> = None;
         loop {
             if let Ok((revision, entry)) = reading(queries::first_of(&*self.store, &keys)).await {
                 match entry.filter(|entry| entry.created == claim.created) {
-                    Some(entry) => self.any(&[Await::Gone(entry.key.to_string(), entry.created)], revision).await,
+                    Some(entry) => {
+                        let awaits = [Await::Gone(entry.key.to_string(), entry.created)];
+                        if !watching.as_ref().is_some_and(|watching| watching.are(&awaits)) {
+                            watching = self.watch(&awaits, Instant::now() + CALL).await;
+                            if watching.as_ref().is_none_or(|watching| !watching.follow(revision)) {
+                                // It may have gone before the watch began.
+                                continue;
+                            }
+                        }
+                        if let Some(watching) = watching.take() {
+                            watching.happens(Instant::now() + SILENCE).await;
+                        }
+                    }
                     None => match self.session(lease).await {
                         Ok(_) => return Gone::Removed,
                         Err(BackendError::NoSession { .. }) => return Gone::Session,

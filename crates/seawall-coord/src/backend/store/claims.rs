@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use seawall_store::{Compare, Cursor, Entry, Keys, Op, OpResult, Txn, WatchError};
+use seawall_store::{Committed, Compare, Entry, Op, OpResult, Txn};
 use seawall_types::Revision;
 use tokio::time::Instant;
 
 use super::doubts::{self, Settled, TRIES};
-use super::queries::{self, Await, Look};
+use super::queries::{self, Look};
+use super::watching::{Await, Watching};
 use super::{
-    Backoff, ClaimValue, StoreBackend, StoreLease, delay_key, down, json, key_of, reading, refused, unix_ms, writing,
+    Backoff, ClaimValue, StoreBackend, StoreLease, delay_key, delays, down, json, key_of, queue, reading, refused,
+    unix_ms, writing,
 };
 use crate::backend::{BackendError, Claim, ClaimError, MAX_INFO, Want};
 use crate::session::Why;
@@ -17,6 +19,14 @@ use crate::sharing::{Kind, Manner};
 
 /// How long something that has to be written before a lock is held is tried, when there is less patience left.
 const LAST_WRITES: Duration = Duration::from_secs(1);
+
+/// A claim in its queue.
+struct Queued {
+    /// By which revision.
+    created: Revision,
+    /// How it stood then, if it was alone.
+    look: Option<Look>,
+}
 
 impl StoreBackend {
     /// As [`Backend::claim`](crate::Backend::claim), but a wait that runs out leaves the claim in the queue, where the same
@@ -52,8 +62,7 @@ impl StoreBackend {
             return Err(refused(why).into());
         }
         if patience.is_zero() || matches!(kind, Kind::Permits { .. }) {
-            let last = Revision(i64::MAX.unsigned_abs());
-            match reading(queries::look(&*self.store, &want.name, &key, kind, last)).await {
+            match reading(queries::look(&*self.store, &want.name, &key, kind, queries::LAST)).await {
                 Ok(look) if look.own.is_none() => {
                     // Nothing is written for permits of another limit: it would be in the way of those who are right. Only
                     // a claim that comes in the same moment is found out below.
@@ -67,9 +76,13 @@ impl StoreBackend {
                 Ok(_) | Err(_) => {}
             }
         }
-        let created = self.enqueue(lease, want, kind, &key, until).await?;
+        let Queued { created, mut look } = self.enqueue(lease, want, kind, &key, until).await?;
+        let mut watching: Option<Watching> = None;
         loop {
-            let look = self.look(want, kind, &key, created, until).await?;
+            let look = match look.take() {
+                Some(look) => look,
+                None => self.look(want, kind, &key, created, until).await?,
+            };
             // The own key, and no other that has come under the same name since.
             let Some(own) = look.own.as_ref().filter(|own| own.created == created) else {
                 return Err(self.why_gone(lease).await);
@@ -79,15 +92,15 @@ impl StoreBackend {
                 return Err(refused(format!("this claim is {} and not {kind}", value.kind)).into());
             }
             Self::same_limit(kind, &look)?;
-            let (awaits, due, ahead) = if !look.behind.is_empty() {
-                (look.behind.clone(), until, None)
+            let (mut awaits, due) = if !look.behind.is_empty() {
+                (look.behind.clone(), until)
             } else if let Some(left) = look.delay.as_ref().filter(|left| *left.key != *delay_key(want, lease)) {
                 let due = self.delays.due(left);
                 if Instant::now() >= due {
                     self.end_delay(left, until).await?;
                     continue;
                 }
-                (vec![Await::Gone(left.key.to_string(), left.created)], due.min(until), Some(0))
+                (vec![Await::Gone(left.key.to_string(), left.created)], due.min(until))
             } else {
                 let mut then = Vec::new();
                 if look.followed && !value.held {
@@ -103,18 +116,33 @@ impl StoreBackend {
                 }
                 return Ok(self.claim_of(&want.name, &want.token, own));
             };
-            let holder = self.holder(look.first.as_ref().filter(|first| *first.key != *key));
             if patience.is_zero() {
+                let holder = self.holder(look.first.as_ref().filter(|first| *first.key != *key));
                 return Err(ClaimError::Busy { holder });
             }
-            if !self.happens(awaits, &key, &look, due).await && Instant::now() >= until {
-                let ahead = match ahead {
-                    Some(ahead) => ahead,
-                    None => reading(queries::ahead(&*self.store, &want.name, created)).await.unwrap_or(1),
-                };
-                return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead, holder });
+            awaits.push(Await::Gone(key.clone(), created));
+            if !watching.as_ref().is_some_and(|watching| watching.are(&awaits)) {
+                watching = self.watch(&awaits, due).await;
+                let seen = watching.as_ref().is_some_and(|watching| watching.follow(look.revision));
+                if !seen && Instant::now() < due {
+                    continue;
+                }
+            }
+            let happened = match watching.take() {
+                Some(watching) => watching.happens(due).await,
+                None => false,
+            };
+            if !happened && Instant::now() >= until {
+                return Err(self.timed_out(want, &key, created, began.elapsed()).await);
             }
         }
+    }
+
+    async fn timed_out(&self, want: &Want, key: &str, created: Revision, waited: Duration) -> ClaimError {
+        let entries = reading(queries::by_age(&*self.store, &queue(&want.name))).await.unwrap_or_default();
+        let ahead = entries.iter().filter(|entry| entry.created < created).count();
+        let holder = self.holder(entries.first().filter(|first| *first.key != *key));
+        ClaimError::TimedOut { waited, ahead, holder }
     }
 
     fn same_limit(kind: Kind, look: &Look) -> Result<(), BackendError> {
@@ -124,14 +152,7 @@ impl StoreBackend {
         }
     }
 
-    /// Waits for one of these things, or for the own claim to go. False when none has come by then.
-    async fn happens(&self, mut awaits: Vec<Await>, key: &str, look: &Look, by: Instant) -> bool {
-        let own = look.own.iter().map(|own| Await::Gone(key.to_owned(), own.created));
-        awaits.extend(own);
-        tokio::time::timeout_at(by, self.any(&awaits, look.revision)).await.is_ok()
-    }
-
-    /// Puts the claim into the queue, or finds it there; says which revision created it.
+    /// Puts the claim into the queue, or finds it there.
     async fn enqueue(
         &self,
         lease: &StoreLease,
@@ -139,12 +160,12 @@ impl StoreBackend {
         kind: Kind,
         key: &str,
         until: Instant,
-    ) -> Result<Revision, ClaimError> {
+    ) -> Result<Queued, ClaimError> {
         let mut backoff = Backoff::new();
         let mut doubt = None;
         loop {
             let error = match self.put_claim(lease, want, kind, key).await {
-                Ok(created) => return Ok(created),
+                Ok(queued) => return Ok(queued),
                 Err(error) => error,
             };
             match error {
@@ -155,7 +176,7 @@ impl StoreBackend {
             if !backoff.wait(until).await {
                 // The last word: is it there?
                 return match (reading(self.store.get(key)).await, doubt) {
-                    (Ok(Some(own)), _) => Ok(own.created),
+                    (Ok(Some(own)), _) => Ok(Queued { created: own.created, look: None }),
                     (Ok(None), None) => Err(error.into()),
                     (_, doubt) => Err(ClaimError::Unknown(doubt.unwrap_or(error))),
                 };
@@ -165,13 +186,7 @@ impl StoreBackend {
 
     /// One try at it. Can be repeated whatever became of the last one: a key that is there is left as it is, and what is
     /// still on its way is made void before.
-    async fn put_claim(
-        &self,
-        lease: &StoreLease,
-        want: &Want,
-        kind: Kind,
-        key: &str,
-    ) -> Result<Revision, BackendError> {
+    async fn put_claim(&self, lease: &StoreLease, want: &Want, kind: Kind, key: &str) -> Result<Queued, BackendError> {
         for _ in 0..TRIES {
             let Settled { owner, condition } = self.settled(lease).await?;
             let info = want.info.clone();
@@ -179,7 +194,13 @@ impl StoreBackend {
             let put = Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id) };
             let txn = Txn {
                 compare: vec![Compare::Absent(key.into()), condition],
-                then: vec![put, Op::Get(key.into())],
+                // Whoever is alone in the queue need not look again.
+                then: vec![
+                    Op::NewestBefore(queue(&want.name), queries::LAST),
+                    Op::Oldest(delays(&want.name)),
+                    put,
+                    Op::Get(key.into()),
+                ],
                 otherwise: vec![Op::Get(key.into())],
             };
             let attempt = self.doubts.attempt(lease.id);
@@ -187,10 +208,20 @@ impl StoreBackend {
             if !matches!(committed, Err(BackendError::Unknown { .. })) {
                 attempt.answered();
             }
-            if let Some(OpResult::Got(Some(own))) = committed?.results.into_iter().next_back() {
-                return Ok(own.created);
+            let Committed { succeeded, revision, mut results } = committed?;
+            if let Some(OpResult::Got(Some(own))) = results.pop() {
+                let created = own.created;
+                let mut results = results.into_iter();
+                let look = match (succeeded, results.next(), results.next()) {
+                    (true, Some(OpResult::Got(None)), Some(OpResult::Got(delay))) => {
+                        Some(Look { delay, ..Look::alone(revision, own) })
+                    }
+                    _ => None,
+                };
+                return Ok(Queued { created, look });
             }
             // The session's key was written in this moment: for another claim that was in doubt, or by another process.
+            self.doubts.forget(lease.id);
         }
         Err(down(doubts::TAKEN_OVER))
     }
@@ -236,31 +267,6 @@ impl StoreBackend {
         self.write_own(&key, left.created, vec![Op::Delete(key.clone())], until).await.map(drop)
     }
 
-    /// Resolves when one of these things may have happened after `from`.
-    pub(super) async fn any(&self, awaits: &[Await], from: Revision) {
-        let mut cursors = Vec::with_capacity(awaits.len());
-        for one in awaits {
-            let keys = match one {
-                Await::Gone(key, _) | Await::Changed(key) => Keys::one(key),
-                Await::AnyGone(directory) => Keys::prefix(directory),
-            };
-            match self.store.watch(keys, from.next()).await {
-                Ok(cursor) => cursors.push(happened(cursor, one)),
-                // Look again, and watch from there.
-                Err(_) => return tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-        let mut cursors: Vec<_> = cursors.into_iter().map(Box::pin).collect();
-        std::future::poll_fn(|context| {
-            if cursors.iter_mut().any(|cursor| cursor.as_mut().poll(context).is_ready()) {
-                std::task::Poll::Ready(())
-            } else {
-                std::task::Poll::Pending
-            }
-        })
-        .await;
-    }
-
     /// Why a claim that was in the queue is there no more.
     async fn why_gone(&self, lease: &StoreLease) -> ClaimError {
         match self.session(lease).await {
@@ -275,29 +281,6 @@ impl ClaimError {
         match error {
             BackendError::NoSession { .. } => Self::Lost(Why::Ended),
             error => Self::Backend(error),
-        }
-    }
-}
-
-/// Resolves when it happens, or the watch cannot say.
-async fn happened(mut cursor: Cursor, what: &Await) {
-    loop {
-        match cursor.next().await {
-            Ok(events) => {
-                let happened = events.iter().any(|event| match what {
-                    // Known by its key and its revision: the key alone may be another's by now.
-                    Await::Gone(_, created) => event.entry.as_ref().is_none_or(|entry| entry.created != *created),
-                    Await::Changed(_) => true,
-                    Await::AnyGone(_) => event.entry.is_none(),
-                });
-                if happened {
-                    return;
-                }
-            }
-            Err(WatchError::Compacted { .. }) => return,
-            Err(WatchError::Closed | WatchError::Unavailable(_)) => {
-                return tokio::time::sleep(Duration::from_millis(100)).await;
-            }
         }
     }
 }

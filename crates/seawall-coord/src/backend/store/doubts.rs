@@ -4,7 +4,7 @@
 //! it when it goes on. A claim that its claimant has given up by then would stand in the queue again, and nobody would know
 //! of it. So a claim's transaction has a condition that can be broken: the session's key must not have been written since it
 //! was read. Who is in doubt writes that key anew, together with the withdrawal, and whatever of the session was sent before
-//! is void. Without doubts this costs nothing: the key was read anyway.
+//! is void. Without doubts this costs nothing: the key is read once, and again when the condition does not hold.
 //!
 //! The session's key also names the process that sends claims for the session. Another process, say a control node after a
 //! restart, takes the session over by writing its key: it cannot know what the former one has left in doubt.
@@ -23,14 +23,55 @@ use crate::name::{LockName, Token};
 pub(super) const TRIES: u32 = 10;
 pub(super) const TAKEN_OVER: &str = "the session's key is written again and again by others";
 
-/// The sessions of which a claim was sent and not answered, with how many there were. Whoever sent one withdraws it sooner or
-/// later, which takes its session out; so there are no more of them than withdrawals to come.
+/// How many sessions are known at most. When there are more, all are forgotten and read again.
+const KNOWN: usize = 16_384;
+
+/// What this process knows of sessions.
 #[derive(Debug, Default)]
-pub(super) struct Doubts(Mutex<HashMap<LeaseId, u64>>);
+pub(super) struct Doubts(Mutex<Sessions>);
+
+#[derive(Debug, Default)]
+struct Sessions {
+    /// Those of which a claim was sent and not answered, with how many there were. Whoever sent one withdraws it sooner or
+    /// later, which takes its session out; so there are no more of them than withdrawals to come.
+    in_doubt: HashMap<LeaseId, u64>,
+    /// Those without doubts, as they were last read. What is not true any more is found out by a claim's condition.
+    known: HashMap<LeaseId, Known>,
+}
+
+/// A session's key, as this process has read it.
+#[derive(Clone, Debug)]
+struct Known {
+    secret: Token,
+    owner: String,
+    modified: Revision,
+}
 
 impl Doubts {
-    fn map(&self) -> MutexGuard<'_, HashMap<LeaseId, u64>> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session, if it is known and nothing of it in doubt.
+    fn known(&self, lease: &StoreLease) -> Option<Known> {
+        self.sessions().known.get(&lease.id).filter(|known| known.secret == lease.secret).cloned()
+    }
+
+    fn know(&self, lease: &StoreLease, owner: &str, modified: Revision) {
+        let mut sessions = self.sessions();
+        if sessions.in_doubt.contains_key(&lease.id) {
+            return;
+        }
+        if sessions.known.len() >= KNOWN {
+            sessions.known.clear();
+        }
+        let known = Known { secret: lease.secret, owner: owner.to_owned(), modified };
+        sessions.known.insert(lease.id, known);
+    }
+
+    /// The session has to be read again.
+    pub(super) fn forget(&self, lease: LeaseId) {
+        self.sessions().known.remove(&lease);
     }
 
     /// A claim is about to be sent. It is in doubt unless its [`Attempt`] hears of an answer.
@@ -39,14 +80,14 @@ impl Doubts {
     }
 
     fn of(&self, lease: LeaseId) -> u64 {
-        self.map().get(&lease).copied().unwrap_or(0)
+        self.sessions().in_doubt.get(&lease).copied().unwrap_or(0)
     }
 
     /// Nothing of the session that was in doubt when there were so many can come any more.
     fn cleared(&self, lease: LeaseId, count: u64) {
-        let mut map = self.map();
-        if map.get(&lease) == Some(&count) {
-            map.remove(&lease);
+        let in_doubt = &mut self.sessions().in_doubt;
+        if in_doubt.get(&lease) == Some(&count) {
+            in_doubt.remove(&lease);
         }
     }
 }
@@ -68,7 +109,9 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            *self.doubts.map().entry(self.lease).or_default() += 1;
+            let mut sessions = self.doubts.sessions();
+            *sessions.in_doubt.entry(self.lease).or_default() += 1;
+            sessions.known.remove(&self.lease);
         }
     }
 }
@@ -98,10 +141,14 @@ impl StoreBackend {
 
     /// The session for a claim. What of it is in doubt is made void before.
     pub(super) async fn settled(&self, lease: &StoreLease) -> Result<Settled, BackendError> {
+        if let Some(Known { owner, modified, .. }) = self.doubts.known(lease) {
+            return Ok(Settled { owner, condition: Compare::Modified(session_key(lease), modified) });
+        }
         for _ in 0..TRIES {
             let in_doubt = self.doubts.of(lease.id) > 0;
             let (value, modified) = self.session_entry(lease).await?;
             if !in_doubt && value.by == self.instance.to_string() {
+                self.doubts.know(lease, &value.owner, modified);
                 let condition = Compare::Modified(session_key(lease), modified);
                 return Ok(Settled { owner: value.owner, condition });
             }
@@ -114,6 +161,7 @@ impl StoreBackend {
     /// were there.
     async fn settle(&self, lease: &StoreLease, keys: &[String]) -> Result<usize, BackendError> {
         for _ in 0..TRIES {
+            self.doubts.forget(lease.id);
             let count = self.doubts.of(lease.id);
             let (value, modified) = match self.session_entry(lease).await {
                 Ok(entry) => entry,
@@ -190,6 +238,6 @@ mod tests {
         doubts.cleared(lease, seen);
         assert_eq!(doubts.of(lease), 2, "one has arisen since");
         doubts.cleared(lease, 2);
-        assert_eq!((doubts.of(lease), doubts.map().len()), (0, 0));
+        assert_eq!((doubts.of(lease), doubts.sessions().in_doubt.len()), (0, 0));
     }
 }

@@ -4,20 +4,13 @@ use seawall_store::{CommitError, Entry, Op, OpResult, ReadError, Store, Txn};
 use seawall_types::Revision;
 
 use super::permits::{self, Standing};
+use super::watching::Await;
 use super::{ClaimValue, delays, directory, queue};
 use crate::name::LockName;
 use crate::sharing::Kind;
 
-/// Something that a claim waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Await {
-    /// This key, as it was created then, goes.
-    Gone(String, Revision),
-    /// This key is written or goes.
-    Changed(String),
-    /// Any key in this directory goes.
-    AnyGone(String),
-}
+/// A revision after all that will ever be.
+pub(super) const LAST: Revision = Revision(i64::MAX.unsigned_abs());
 
 /// How a claim stands in its queue, read at one revision.
 #[derive(Debug)]
@@ -36,6 +29,15 @@ pub(super) struct Look {
     pub(super) followed: bool,
     /// What a holder with a delay has left. Until the claim's turn has come it may be the holder's.
     pub(super) delay: Option<Entry>,
+}
+
+impl Look {
+    /// Of a claim that came into an empty queue at this revision.
+    pub(super) fn alone(revision: Revision, own: Entry) -> Self {
+        let first = Some(own.clone());
+        let (behind, other_limit, followed, delay) = (Vec::new(), None, false, None);
+        Self { revision, own: Some(own), first, behind, other_limit, followed, delay }
+    }
 }
 
 /// The order of a queue: by the revision that created a key. Names decide nothing, but make it an order.
@@ -130,12 +132,6 @@ async fn read(store: &dyn Store, then: Vec<Op>) -> Result<(Revision, Vec<Option<
     let committed = committed.map_err(|error: CommitError| ReadError::Unavailable(error.to_string()))?;
     let entry = |result| if let OpResult::Got(entry) = result { entry } else { None };
     Ok((committed.revision, committed.results.into_iter().map(entry).collect()))
-}
-
-/// How many claims of a lock are older than one that was `created` then.
-pub(super) async fn ahead(store: &dyn Store, name: &LockName, created: Revision) -> Result<usize, ReadError> {
-    let entries = store.range(&queue(name)).await?.entries;
-    Ok(entries.iter().filter(|entry| entry.created < created).count())
 }
 
 /// Every key under `prefix`, the oldest first.
