@@ -144,7 +144,7 @@ impl Etcd {
 
     /// The first revision that can be watched from.
     async fn oldest(&self) -> Result<Revision, ReadError> {
-        match self.watch(Keys::One(String::new()), Revision(2)).await {
+        match self.watch(Keys::one(""), Revision(2)).await {
             Ok(_) => Ok(Revision(2)),
             Err(WatchError::Compacted { oldest }) => Ok(oldest),
             Err(error) => Err(ReadError::Unavailable(error.to_string())),

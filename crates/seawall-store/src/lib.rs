@@ -146,27 +146,27 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// This one.
-    One(String),
+    One(Arc<str>),
     /// Those that start with this; all, when it is empty.
-    Prefix(String),
+    Prefix(Arc<str>),
 }
 
 impl Keys {
     /// The one key.
-    pub fn one(key: impl Into<String>) -> Self {
+    pub fn one(key: impl Into<Arc<str>>) -> Self {
         Self::One(key.into())
     }
 
     /// The keys that start with `prefix`.
-    pub fn prefix(prefix: impl Into<String>) -> Self {
+    pub fn prefix(prefix: impl Into<Arc<str>>) -> Self {
         Self::Prefix(prefix.into())
     }
 
     /// Whether `key` is one of them.
     pub fn contain(&self, key: &str) -> bool {
         match self {
-            Self::One(one) => one == key,
-            Self::Prefix(prefix) => key.starts_with(prefix.as_str()),
+            Self::One(one) => **one == *key,
+            Self::Prefix(prefix) => key.starts_with(&**prefix),
         }
     }
 }

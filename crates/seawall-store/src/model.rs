@@ -101,7 +101,7 @@ impl Model {
 
     pub(crate) fn query(&self, query: &Query) -> Range {
         let first = match &query.keys {
-            Keys::One(key) | Keys::Prefix(key) => key.as_str(),
+            Keys::One(key) | Keys::Prefix(key) => &**key,
         };
         let from = match query.after.as_deref() {
             Some(after) if after >= first => Bound::Excluded(after),

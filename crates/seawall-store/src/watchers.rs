@@ -56,15 +56,16 @@ pub(crate) struct Watchers {
     closed: AtomicBool,
 }
 
-type Group = BTreeMap<WaiterId, Arc<Waiter>>;
+/// In the order of their names, which only grow. Most keys have one waiter.
+type Group = Vec<(WaiterId, Arc<Waiter>)>;
 
 #[derive(Debug, Default)]
 struct Index {
     last: u64,
     /// By exact key.
-    one: HashMap<Box<str>, Group>,
+    one: HashMap<Arc<str>, Group>,
     /// By length, so that a key is looked up once for every length that anybody waits for.
-    prefixes: BTreeMap<usize, HashMap<Box<str>, Group>>,
+    prefixes: BTreeMap<usize, HashMap<Arc<str>, Group>>,
 }
 
 impl Watchers {
@@ -78,10 +79,10 @@ impl Watchers {
         index.last += 1;
         let id = WaiterId(index.last);
         let group = match keys {
-            Keys::One(key) => index.one.entry(key.as_str().into()),
-            Keys::Prefix(prefix) => index.prefixes.entry(prefix.len()).or_default().entry(prefix.as_str().into()),
+            Keys::One(key) => index.one.entry(key.clone()),
+            Keys::Prefix(prefix) => index.prefixes.entry(prefix.len()).or_default().entry(prefix.clone()),
         };
-        group.or_default().insert(id, waiter.clone());
+        group.or_insert_with(|| Vec::with_capacity(1)).push((id, waiter.clone()));
         (id, waiter)
     }
 
@@ -107,7 +108,7 @@ impl Watchers {
             let prefixes = index.prefixes.range(..=key.len());
             let groups = prefixes.filter_map(|(length, of_length)| of_length.get(key.get(..*length)?));
             for group in groups.chain(index.one.get(&**key)) {
-                wake.extend(group.values().filter(|waiter| waiter.touch(*revision)).cloned());
+                wake.extend(group.iter().map(|(_, waiter)| waiter).filter(|waiter| waiter.touch(*revision)).cloned());
             }
         }
     }
@@ -134,13 +135,16 @@ impl Watchers {
 
 impl Index {
     fn waiters(&self) -> impl Iterator<Item = &Arc<Waiter>> {
-        self.one.values().chain(self.prefixes.values().flat_map(HashMap::values)).flat_map(BTreeMap::values)
+        let groups = self.one.values().chain(self.prefixes.values().flat_map(HashMap::values));
+        groups.flatten().map(|(_, waiter)| waiter)
     }
 }
 
-fn leave(groups: &mut HashMap<Box<str>, Group>, keys: &str, id: WaiterId) {
+fn leave(groups: &mut HashMap<Arc<str>, Group>, keys: &str, id: WaiterId) {
     let Some(group) = groups.get_mut(keys) else { return };
-    group.remove(&id);
+    if let Ok(at) = group.binary_search_by_key(&id, |(id, _)| *id) {
+        group.remove(at);
+    }
     if group.is_empty() {
         groups.remove(keys);
     }
@@ -163,7 +167,7 @@ mod tests {
         let all = [
             Keys::One("a/b".into()),
             Keys::One("a/b".into()),
-            Keys::Prefix(String::new()),
+            Keys::Prefix("".into()),
             Keys::Prefix("a/".into()),
             Keys::Prefix("a/é".into()),
             Keys::Prefix("b/".into()),

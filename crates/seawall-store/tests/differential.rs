@@ -216,7 +216,7 @@ fn key(rng: &mut Rng) -> String {
 }
 
 fn keys(rng: &mut Rng) -> Keys {
-    if rng.bool() { Keys::One(key(rng)) } else { Keys::prefix(PREFIXES[rng.usize(..PREFIXES.len())]) }
+    if rng.bool() { Keys::one(key(rng)) } else { Keys::prefix(PREFIXES[rng.usize(..PREFIXES.len())]) }
 }
 
 fn lease(rng: &mut Rng) -> LeaseId {
@@ -282,7 +282,7 @@ fn step(rng: &mut Rng, now: u64) -> Step {
 /// Keys among which something is written at the end.
 fn watchable(rng: &mut Rng) -> Keys {
     match keys(rng) {
-        Keys::Prefix(prefix) if prefix == "none/" => Keys::prefix(""),
+        Keys::Prefix(prefix) if *prefix == *"none/" => Keys::prefix(""),
         keys => keys,
     }
 }

@@ -493,9 +493,9 @@ impl Backend for StoreBackend {
             if let Ok((revision, entry)) = reading(queries::first_of(&*self.store, &keys)).await {
                 match entry.filter(|entry| entry.created == claim.created) {
                     Some(entry) => {
-                        let awaits = [Await::Gone(entry.key.to_string(), entry.created)];
+                        let awaits = vec![Await::Gone(entry.key, entry.created)];
                         if !watching.as_ref().is_some_and(|watching| watching.are(&awaits)) {
-                            watching = self.watch(&awaits, Instant::now() + CALL).await;
+                            watching = self.watch(awaits, Instant::now() + CALL).await;
                             if watching.as_ref().is_none_or(|watching| !watching.follow(revision)) {
                                 // It may have gone before the watch began.
                                 continue;

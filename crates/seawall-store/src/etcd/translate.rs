@@ -77,8 +77,8 @@ impl Namespace {
         request.keys_only = query.keys_only;
         let Some(after) = query.after.as_deref() else { return (request, false) };
         match &query.keys {
-            Keys::One(key) => (request, after >= key.as_str()),
-            Keys::Prefix(prefix) if after < prefix.as_str() => (request, false),
+            Keys::One(key) => (request, *after >= **key),
+            Keys::Prefix(prefix) if *after < **prefix => (request, false),
             Keys::Prefix(_) => {
                 request.key = self.key(after);
                 request.key.push(0);
@@ -122,7 +122,7 @@ impl Namespace {
             Op::DeletePrefix(prefix) => {
                 m::Request::DeleteRange(m::DeleteRangeRequest { key: self.key(prefix), range_end: self.end(prefix) })
             }
-            Op::Get(key) => m::Request::Range(self.keys(&Keys::one(key))),
+            Op::Get(key) => m::Request::Range(self.keys(&Keys::one(key.as_str()))),
             Op::Oldest(of) => directory(of, m::ASCENDING, 0),
             // No key was created at revision 1; 0 would be no bound.
             Op::NewestBefore(of, before) => directory(of, m::DESCENDING, revision(*before).saturating_sub(1).max(1)),

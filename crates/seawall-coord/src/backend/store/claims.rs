@@ -25,7 +25,27 @@ struct Queued {
     /// By which revision.
     created: Revision,
     /// How it stood then, if it was alone.
-    look: Option<Look>,
+    look: Option<Box<Look>>,
+}
+
+/// Where a claim is and how long it has patience.
+struct Place<'a> {
+    lease: &'a StoreLease,
+    want: &'a Want,
+    manner: &'a Manner,
+    key: &'a str,
+    created: Revision,
+    until: Instant,
+}
+
+/// What a look at the queue means for a claim.
+enum Turn {
+    /// It has the lock.
+    Holds(Claim),
+    /// The delay that it was after is over.
+    Over,
+    /// One of these things has to happen, or the time to come. All was so at this revision.
+    Waits { awaits: Vec<Await>, due: Instant, revision: Revision, first: Option<Entry> },
 }
 
 impl StoreBackend {
@@ -52,7 +72,7 @@ impl StoreBackend {
         let began = Instant::now();
         let until = began + patience;
         manner.check().map_err(refused)?;
-        let Manner { kind, delay } = *manner;
+        let kind = manner.kind;
         if want.name.election().is_some() && *manner != Manner::default() {
             return Err(refused("an election is won by one alone, and without a delay").into());
         }
@@ -62,7 +82,7 @@ impl StoreBackend {
             return Err(refused(why).into());
         }
         if patience.is_zero() || matches!(kind, Kind::Permits { .. }) {
-            match reading(queries::look(&*self.store, &want.name, &key, kind, queries::LAST)).await {
+            match reading(Box::pin(queries::look(&*self.store, &want.name, &key, kind, queries::LAST))).await {
                 Ok(look) if look.own.is_none() => {
                     // Nothing is written for permits of another limit: it would be in the way of those who are right. Only
                     // a claim that comes in the same moment is found out below.
@@ -76,54 +96,23 @@ impl StoreBackend {
                 Ok(_) | Err(_) => {}
             }
         }
-        let Queued { created, mut look } = self.enqueue(lease, want, kind, &key, until).await?;
+        // What is done quickly is put in boxes of its own, so that ten thousand that wait are small.
+        let Queued { created, mut look } = Box::pin(self.enqueue(lease, want, kind, &key, until)).await?;
+        let place = Place { lease, want, manner, key: &key, created, until };
         let mut watching: Option<Watching> = None;
         loop {
-            let look = match look.take() {
-                Some(look) => look,
-                None => self.look(want, kind, &key, created, until).await?,
+            let (awaits, due, revision) = match Box::pin(self.turn(&place, look.take().map(|look| *look))).await? {
+                Turn::Holds(claim) => return Ok(claim),
+                Turn::Over => continue,
+                Turn::Waits { first, .. } if patience.is_zero() => {
+                    let holder = self.holder(first.as_ref().filter(|first| *first.key != *key));
+                    return Err(ClaimError::Busy { holder });
+                }
+                Turn::Waits { awaits, due, revision, .. } => (awaits, due, revision),
             };
-            // The own key, and no other that has come under the same name since.
-            let Some(own) = look.own.as_ref().filter(|own| own.created == created) else {
-                return Err(self.why_gone(lease).await);
-            };
-            let value = ClaimValue::read(own);
-            if value.kind != kind {
-                return Err(refused(format!("this claim is {} and not {kind}", value.kind)).into());
-            }
-            Self::same_limit(kind, &look)?;
-            let (mut awaits, due) = if !look.behind.is_empty() {
-                (look.behind.clone(), until)
-            } else if let Some(left) = look.delay.as_ref().filter(|left| *left.key != *delay_key(want, lease)) {
-                let due = self.delays.due(left);
-                if Instant::now() >= due {
-                    self.end_delay(left, until).await?;
-                    continue;
-                }
-                (vec![Await::Gone(left.key.to_string(), left.created)], due.min(until))
-            } else {
-                let mut then = Vec::new();
-                if look.followed && !value.held {
-                    let value = json(&ClaimValue { held: true, ..value });
-                    then.push(Op::Put { key: key.clone(), value: value.into(), lease: Some(lease.id) });
-                }
-                if !delay.is_zero() {
-                    let value = json(&u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-                    then.push(Op::Put { key: delay_key(want, lease), value: value.into(), lease: None });
-                }
-                if !then.is_empty() && !self.write_own(&key, created, then, until).await? {
-                    return Err(self.why_gone(lease).await);
-                }
-                return Ok(self.claim_of(&want.name, &want.token, own));
-            };
-            if patience.is_zero() {
-                let holder = self.holder(look.first.as_ref().filter(|first| *first.key != *key));
-                return Err(ClaimError::Busy { holder });
-            }
-            awaits.push(Await::Gone(key.clone(), created));
             if !watching.as_ref().is_some_and(|watching| watching.are(&awaits)) {
-                watching = self.watch(&awaits, due).await;
-                let seen = watching.as_ref().is_some_and(|watching| watching.follow(look.revision));
+                watching = Box::pin(self.watch(awaits, due)).await;
+                let seen = watching.as_ref().is_some_and(|watching| watching.follow(revision));
                 if !seen && Instant::now() < due {
                     continue;
                 }
@@ -133,15 +122,59 @@ impl StoreBackend {
                 None => false,
             };
             if !happened && Instant::now() >= until {
-                return Err(self.timed_out(want, &key, created, began.elapsed()).await);
+                return Err(Box::pin(self.timed_out(&place, began.elapsed())).await);
             }
         }
     }
 
-    async fn timed_out(&self, want: &Want, key: &str, created: Revision, waited: Duration) -> ClaimError {
-        let entries = reading(queries::by_age(&*self.store, &queue(&want.name))).await.unwrap_or_default();
-        let ahead = entries.iter().filter(|entry| entry.created < created).count();
-        let holder = self.holder(entries.first().filter(|first| *first.key != *key));
+    /// Whether a claim holds its lock, and what it waits for otherwise.
+    async fn turn(&self, place: &Place<'_>, look: Option<Look>) -> Result<Turn, ClaimError> {
+        let Place { lease, want, manner: Manner { kind, delay }, key, created, until } = *place;
+        let look = match look {
+            Some(look) => look,
+            None => self.look(want, *kind, key, created, until).await?,
+        };
+        // The own key, and no other that has come under the same name since.
+        let Some(own) = look.own.as_ref().filter(|own| own.created == created) else {
+            return Err(self.why_gone(lease).await);
+        };
+        let value = ClaimValue::read(own);
+        if value.kind != *kind {
+            return Err(refused(format!("this claim is {} and not {kind}", value.kind)).into());
+        }
+        Self::same_limit(*kind, &look)?;
+        let (mut awaits, due) = if !look.behind.is_empty() {
+            (look.behind.clone(), until)
+        } else if let Some(left) = look.delay.as_ref().filter(|left| *left.key != *delay_key(want, lease)) {
+            let due = self.delays.due(left);
+            if Instant::now() >= due {
+                self.end_delay(left, until).await?;
+                return Ok(Turn::Over);
+            }
+            (vec![Await::Gone(left.key.clone(), left.created)], due.min(until))
+        } else {
+            let mut then = Vec::new();
+            if look.followed && !value.held {
+                let value = json(&ClaimValue { held: true, ..value });
+                then.push(Op::Put { key: key.to_owned(), value: value.into(), lease: Some(lease.id) });
+            }
+            if !delay.is_zero() {
+                let value = json(&u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+                then.push(Op::Put { key: delay_key(want, lease), value: value.into(), lease: None });
+            }
+            if !then.is_empty() && !self.write_own(key, created, then, until).await? {
+                return Err(self.why_gone(lease).await);
+            }
+            return Ok(Turn::Holds(self.claim_of(&want.name, &want.token, own)));
+        };
+        awaits.push(Await::Gone(own.key.clone(), created));
+        Ok(Turn::Waits { awaits, due, revision: look.revision, first: look.first })
+    }
+
+    async fn timed_out(&self, place: &Place<'_>, waited: Duration) -> ClaimError {
+        let entries = reading(queries::by_age(&*self.store, &queue(&place.want.name))).await.unwrap_or_default();
+        let ahead = entries.iter().filter(|entry| entry.created < place.created).count();
+        let holder = self.holder(entries.first().filter(|first| *first.key != *place.key));
         ClaimError::TimedOut { waited, ahead, holder }
     }
 
@@ -214,7 +247,7 @@ impl StoreBackend {
                 let mut results = results.into_iter();
                 let look = match (succeeded, results.next(), results.next()) {
                     (true, Some(OpResult::Got(None)), Some(OpResult::Got(delay))) => {
-                        Some(Look { delay, ..Look::alone(revision, own) })
+                        Some(Box::new(Look { delay, ..Look::alone(revision, own) }))
                     }
                     _ => None,
                 };

@@ -67,7 +67,7 @@ pub(super) async fn look(
             let (mut look, [writer, permit]) = look_with(store, name, key, before).await?;
             // One that held the lock and has become a reader since; nothing else came before that.
             let writer = writer.filter(|writer| ClaimValue::read(writer).kind == Kind::Exclusive);
-            let writer = writer.map(|writer| Await::Changed(writer.key.to_string()));
+            let writer = writer.map(|writer| Await::Changed(writer.key));
             look.behind = writer.into_iter().chain(permit.map(gone)).collect();
             Ok(look)
         }
@@ -82,8 +82,8 @@ pub(super) async fn look(
             let (mut behind, mut other_limit) = (Vec::new(), None);
             match (permits::standing(&kinds, limit, take), before.last()) {
                 (Standing::Differs(limit), _) => other_limit = Some(limit),
-                (Standing::BehindAll, _) => behind.push(Await::AnyGone(queue)),
-                (Standing::BehindLast, Some(last)) => behind.push(Await::Changed(last.key.to_string())),
+                (Standing::BehindAll, _) => behind.push(Await::AnyGone(queue.as_str().into())),
+                (Standing::BehindLast, Some(last)) => behind.push(Await::Changed(last.key.clone())),
                 (Standing::Held | Standing::BehindLast, _) => {}
             }
             let first = entries.first().cloned();
@@ -95,7 +95,7 @@ pub(super) async fn look(
 }
 
 fn gone(entry: Entry) -> Await {
-    Await::Gone(entry.key.to_string(), entry.created)
+    Await::Gone(entry.key, entry.created)
 }
 
 /// What every look reads, and something more.

@@ -37,7 +37,7 @@ impl SharedLocks for StoreBackend {
     ) -> Result<Claim, ClaimError> {
         let claimed = self.wait_as(lease, want, manner, patience).await;
         if let Err(ClaimError::Busy { .. } | ClaimError::TimedOut { .. }) = &claimed {
-            match self.withdraw(lease, &want.name, &want.token).await {
+            match Box::pin(self.withdraw(lease, &want.name, &want.token)).await {
                 Ok(_) | Err(BackendError::NoSession { .. }) => {}
                 // May still be in the queue.
                 Err(error) => return Err(ClaimError::Unknown(error)),

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,18 +23,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Await {
     /// This key, as it was created then, goes.
-    Gone(String, Revision),
+    Gone(Arc<str>, Revision),
     /// This key is written or goes.
-    Changed(String),
+    Changed(Arc<str>),
     /// Any key in this directory goes.
-    AnyGone(String),
+    AnyGone(Arc<str>),
 }
 
 impl Await {
     fn keys(&self) -> Keys {
         match self {
-            Self::Gone(key, _) | Self::Changed(key) => Keys::one(key.as_str()),
-            Self::AnyGone(directory) => Keys::prefix(directory.as_str()),
+            Self::Gone(key, _) | Self::Changed(key) => Keys::one(key.clone()),
+            Self::AnyGone(directory) => Keys::prefix(directory.clone()),
         }
     }
 
@@ -90,13 +91,13 @@ impl Watching {
 
 impl StoreBackend {
     /// Begins to watch these things. `None`, after a pause, when that is not possible now.
-    pub(super) async fn watch(&self, awaits: &[Await], by: Instant) -> Option<Watching> {
+    pub(super) async fn watch(&self, awaits: Vec<Await>, by: Instant) -> Option<Watching> {
         let begin = async {
             let mut watching = Watching { since: Revision(0), all: Vec::with_capacity(awaits.len()) };
             for one in awaits {
                 let (since, cursor) = self.store.watch_now(one.keys()).await.ok()?;
                 watching.since = watching.since.max(since);
-                watching.all.push((one.clone(), cursor));
+                watching.all.push((one, cursor));
             }
             Some(watching)
         };
