@@ -144,7 +144,7 @@ impl Bare {
             let read = Txn { then: vec![Op::NewestBefore(self.lock.clone(), own.created)], ..Txn::default() };
             let read = self.store.commit(read).await?;
             let Some(OpResult::Got(Some(before))) = read.results.last() else { break };
-            let mut cursor = self.store.watch(Keys::one(before.key), read.revision).await?;
+            let mut cursor = self.store.watch(Keys::one(before.key.clone()), read.revision).await?;
             while !cursor.next().await?.iter().any(|event| event.entry.is_none()) {}
         }
         self.store.commit(Txn::delete(&*self.own)).await?;

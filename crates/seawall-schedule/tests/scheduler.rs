@@ -248,6 +248,7 @@ async fn a_drain_finishes_what_is_under_way_and_hands_over_at_once() {
         }
     })
     .await;
+    until("the first leads", || async { *begun.lock().unwrap() >= 1 }).await;
     let log: Log = Log::default();
     let second = Node::start(&store, "second", logging(&log)).await;
     until("three are under way", || async { *begun.lock().unwrap() >= 3 }).await;

@@ -220,8 +220,8 @@ macro_rules! passes_on {
                 self.inner().lease(lease).await
             }
 
-            async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
-                self.inner().watch_now(keys).await
+            async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
+                self.inner().watch(keys, from).await
             }
 
             async fn compact(&self, before: Revision) -> Result<(), CommitError> {
@@ -258,7 +258,7 @@ passes_on! { Trusting:
         let mut committed = self.store.commit(txn.clone()).await?;
         match (&*txn.then, &mut *committed.results) {
             // A claim comes into the queue.
-            ([Op::Put { key, .. }, Op::Get(_)], [.., OpResult::Got(Some(entry))]) => {
+            ([.., Op::Put { key, .. }, Op::Get(_)], [.., OpResult::Got(Some(entry))]) => {
                 self.own().insert(key.clone(), entry.clone());
             }
             // Its place is read.
@@ -270,8 +270,8 @@ passes_on! { Trusting:
         Ok(committed)
     }
 
-    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
-        self.store.watch(keys, from).await
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        self.store.watch_now(keys).await
     }
 }
 
@@ -294,8 +294,8 @@ passes_on! { Unconditional:
         self.0.commit(txn).await
     }
 
-    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
-        self.0.watch(keys, from).await
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        self.0.watch_now(keys).await
     }
 }
 
@@ -313,13 +313,13 @@ passes_on! { ByName:
         self.0.commit(txn).await
     }
 
-    async fn watch(&self, keys: Keys, from: Revision) -> Result<Cursor, WatchError> {
-        let cursor = self.0.watch(keys.clone(), from).await?;
+    async fn watch_now(&self, keys: Keys) -> Result<(Revision, Cursor), WatchError> {
+        let (since, cursor) = self.0.watch_now(keys.clone()).await?;
         let created = match &keys {
             Keys::One(key) => self.0.get(key).await.ok().flatten().map(|entry| entry.created),
             Keys::Prefix(_) => None,
         };
-        Ok(Cursor::new(NameFollower { store: self.0.clone(), keys, cursor, created }))
+        Ok((since, Cursor::new(NameFollower { store: self.0.clone(), keys, cursor, created })))
     }
 }
 

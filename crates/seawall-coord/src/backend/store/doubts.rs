@@ -201,6 +201,8 @@ impl StoreBackend {
         then.push(session());
         otherwise.push(session());
         let txn = Txn { compare: vec![Compare::Exists(keys[0].clone())], then, otherwise };
+        // What is in doubt now may be done right after the deletion. That somebody clears it up meanwhile changes nothing.
+        let in_doubt = self.doubts.of(lease.id) > 0;
         let committed = writing(self.store.commit(txn)).await?;
         let gone = usize::from(committed.succeeded || deleted(&committed.results) > 0);
         let session = match committed.results.last() {
@@ -208,7 +210,7 @@ impl StoreBackend {
             _ => None,
         };
         // Whoever is in doubt has a process of its own, and another that takes over is always in doubt.
-        if self.doubts.of(lease.id) == 0 && session.is_none_or(|value| value.by == self.instance.to_string()) {
+        if !in_doubt && session.is_none_or(|value| value.by == self.instance.to_string()) {
             return Ok(gone);
         }
         match self.settle(lease, &keys).await {
