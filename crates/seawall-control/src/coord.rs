@@ -5,7 +5,9 @@
 //! was withdrawn is refused for ever after, or nearly: a request that was held up on its way must not bring back what its
 //! sender has given up.
 
+mod barriers;
 mod elections;
+mod latches;
 mod shared;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -66,6 +68,8 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(coord: Coord) -> Router<S
         .route("/v1/locks/{name}/claims/{token}", put(claim).get(read).delete(release))
         .merge(shared::router())
         .merge(elections::router())
+        .merge(latches::router())
+        .merge(barriers::router())
         .with_state(coord)
 }
 
@@ -232,11 +236,15 @@ struct Problem {
     error: String,
     holder: Option<Box<ClaimView>>,
     ahead: Option<usize>,
+    /// Who has broken a barrier.
+    who: Option<String>,
+    /// How many are at a barrier.
+    there: Option<usize>,
 }
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, error: impl ToString) -> Self {
-        Self { status, code, error: error.to_string(), holder: None, ahead: None }
+        Self { status, code, error: error.to_string(), holder: None, ahead: None, who: None, there: None }
     }
 
     fn invalid(error: impl ToString) -> Self {
@@ -252,6 +260,12 @@ impl IntoResponse for Problem {
         }
         if let Some(ahead) = self.ahead {
             body["ahead"] = json!(ahead);
+        }
+        if let Some(who) = &self.who {
+            body["who"] = json!(who);
+        }
+        if let Some(there) = self.there {
+            body["there"] = json!(there);
         }
         (self.status, Json(body)).into_response()
     }
@@ -307,7 +321,7 @@ fn lease(session: &str) -> Result<StoreLease, Problem> {
     session.parse().map_err(Problem::invalid)
 }
 
-/// The lock and the token in a claim's path; the lock of the election in a candidate's.
+/// The lock and the token in a claim's path; of an election, a latch or a barrier the name that its claims go by.
 struct Named(LockName, Token);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
@@ -317,8 +331,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
         let Path((name, token)) = Path::<(String, String)>::from_request_parts(parts, state)
             .await
             .map_err(|rejection| Problem::new(rejection.status(), "invalid", rejection.body_text()))?;
-        let name = if parts.uri.path().starts_with("/v1/elections/") {
+        let path = parts.uri.path();
+        let name = if path.starts_with("/v1/elections/") {
             LockName::of_election(&ElectionName::try_new(&name).map_err(Problem::invalid)?)
+        } else if path.starts_with("/v1/latches/") {
+            LockName::of_latch(&lock_name(&name)?)
+        } else if path.starts_with("/v1/barriers/") {
+            LockName::of_barrier(&lock_name(&name)?)
         } else {
             lock_name(&name)?
         };

@@ -6,6 +6,8 @@
 //!   carries a fencing token, which only grows, and says how long it is still valid.
 //! - An [`RwLock`] is a lock that readers hold together, a [`Semaphore`] one of which several hold a part.
 //! - A [`MultiLock`] is several locks, all or none.
+//! - A [`OnceLatch`] is set once, and everybody gets what it was set to.
+//! - At a [`Barrier`] so many begin together and end together.
 //! - An [`Election`] is such a queue, too: whoever holds it leads, and its token is the term. A [`Leadership`] publishes
 //!   something about itself, resigns, hands over; an [`Observer`] sees one leader after the other.
 //! - A [`Backend`] does all of it somewhere: [`StoreBackend`] in a store of this process, [`Remote`] over control's HTTP API;
@@ -35,12 +37,14 @@
 
 mod any;
 mod backend;
+mod barrier;
 mod class;
 mod clock;
 mod election;
 mod lock;
 mod multi;
 mod name;
+mod once;
 mod rw;
 mod semaphore;
 mod session;
@@ -57,12 +61,14 @@ pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 #[cfg(feature = "zookeeper")]
 pub use backend::zookeeper::{ZkSession, ZooKeeper};
 pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
+pub use barrier::{Barrier, BarrierError, BarrierView, Barriers, Inside, MAX_PARTIES, Party, PartyView, Step};
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Machine, Manual, Task};
 pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
 pub use multi::{MAX_LOCKS, MultiError, MultiGuard, MultiLock};
 pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};
+pub use once::{Latches, OnceError, OnceLatch};
 pub use rw::{DowngradeError, RwLock, WriteGuard};
 pub use semaphore::Semaphore;
 pub use session::{Keep, Loss, Session, SessionConfig, SessionError, Why};

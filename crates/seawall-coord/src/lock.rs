@@ -168,7 +168,7 @@ impl<B: Backend> Lock<B> {
     async fn claim_once(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
         let inner = &self.session.inner;
         let want = Want { name: self.name.clone(), token: Token::random(), info: self.info.clone() };
-        let mut pending = Pending { inner: inner.clone(), name: want.name.clone(), token: want.token, left: true };
+        let mut pending = Pending::new(inner.clone(), want.name.clone(), want.token);
         let mut loss = self.session.loss();
         let claimed = tokio::select! {
             biased;
@@ -218,11 +218,17 @@ impl<B: SharedLocks> Lock<B> {
 }
 
 /// A claim that may be in the queue; withdrawn when dropped.
-struct Pending<B: Backend> {
+pub(crate) struct Pending<B: Backend> {
     inner: Arc<Inner<B>>,
     name: LockName,
     token: Token,
     left: bool,
+}
+
+impl<B: Backend> Pending<B> {
+    pub(crate) fn new(inner: Arc<Inner<B>>, name: LockName, token: Token) -> Self {
+        Self { inner, name, token, left: true }
+    }
 }
 
 impl<B: Backend> Drop for Pending<B> {

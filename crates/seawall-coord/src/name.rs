@@ -111,11 +111,40 @@ name!(
 
 /// Before the name of the lock that an election is decided by. No text holds it: `/` is refused.
 const ELECTION: &str = "elect/";
+/// The same of a latch.
+const LATCH: &str = "once/";
+/// The same of a barrier.
+const BARRIER: &str = "barrier/";
 
 impl LockName {
     /// The lock that an election is decided by: whoever holds it leads. No text names it, so that it is nobody's by mistake.
     pub fn of_election(name: &ElectionName) -> Self {
         Self(format!("{ELECTION}{name}").into())
+    }
+
+    /// The lock of whose turn it is to set a latch. No text names it either.
+    pub fn of_latch(name: &LockName) -> Self {
+        Self(format!("{LATCH}{name}").into())
+    }
+
+    /// The name of the latch that this lock belongs to, if it is one of those.
+    pub fn latch(&self) -> Option<&str> {
+        self.0.strip_prefix(LATCH)
+    }
+
+    /// The name of the parties of a barrier, each of which has a claim of its own. No text names it either.
+    pub fn of_barrier(name: &LockName) -> Self {
+        Self(format!("{BARRIER}{name}").into())
+    }
+
+    /// The name of the barrier, if it is one of those.
+    pub fn barrier(&self) -> Option<&str> {
+        self.0.strip_prefix(BARRIER)
+    }
+
+    /// Whether it is a lock that somebody has named, and nothing else that is made of claims.
+    pub fn is_plain(&self) -> bool {
+        !self.0.contains('/')
     }
 
     /// One that was written by this crate, an election's included.

@@ -11,6 +11,7 @@ mod etcd;
 mod fenced;
 mod fleet;
 mod hosts;
+mod latches;
 mod locks;
 mod orders;
 mod policies;

@@ -18,9 +18,11 @@ use tokio::time::Instant;
 
 use crate::backend::view::{CandidateView, ClaimView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
+use crate::barrier::{BarrierError, Barriers, Party, Step};
 use crate::class::{Fence, Fenced};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
+use crate::once::Latches;
 use crate::session::Why;
 use crate::sharing::{Manner, SharedLocks};
 
@@ -62,6 +64,10 @@ struct Problem {
     code: String,
     holder: Option<Box<ClaimView>>,
     ahead: usize,
+    /// Who has broken a barrier.
+    who: String,
+    /// How many of a barrier's parties are there.
+    there: usize,
 }
 
 fn problem(why: &str) -> Problem {
@@ -73,10 +79,17 @@ fn body(value: &serde_json::Value) -> Vec<u8> {
 }
 
 fn path(name: &LockName, token: &Token) -> String {
-    match name.election() {
-        Some(name) => format!("/v1/elections/{}/candidates/{token}", utf8_percent_encode(name, NON_ALPHANUMERIC)),
-        None => format!("/v1/locks/{}/claims/{token}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC)),
+    let encoded = |name| utf8_percent_encode(name, NON_ALPHANUMERIC);
+    match (name.election(), name.latch(), name.barrier()) {
+        (Some(name), ..) => format!("/v1/elections/{}/candidates/{token}", encoded(name)),
+        (_, Some(name), _) => format!("/v1/latches/{}/claims/{token}", encoded(name)),
+        (.., Some(name)) => format!("/v1/barriers/{}/parties/{token}", encoded(name)),
+        _ => format!("/v1/locks/{}/claims/{token}", encoded(name.as_str())),
     }
+}
+
+fn latch_path(name: &LockName) -> String {
+    format!("/v1/latches/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC))
 }
 
 impl Remote {
@@ -273,6 +286,78 @@ impl SharedLocks for Remote {
             Ok(_) => Ok(true),
             Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => Ok(false),
             Err(error) => Err(self.error(error)),
+        }
+    }
+}
+
+/// The answer to a latch that is set.
+#[derive(Debug, Deserialize)]
+struct Set {
+    value: String,
+}
+
+impl Latches for Remote {
+    async fn latch(&self, name: &LockName) -> Result<Option<String>, BackendError> {
+        match self.control.send(Method::GET, &latch_path(name), Vec::new(), CALL).await {
+            Ok(bytes) => Ok(Some(self.read::<Set>(&bytes)?.value)),
+            Err(ControlError::NotFound(why)) if problem(&why).code == "not-set" => Ok(None),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    async fn set_latch(&self, lease: &String, claim: &Claim, value: &str) -> Result<bool, BackendError> {
+        let path = format!("{}/value", path(&claim.name, &claim.token));
+        let body = body(&json!({ "session": lease, "value": value }));
+        match self.control.send(Method::PUT, &path, body, CALL).await {
+            Ok(_) => Ok(true),
+            Err(ControlError::Refused { status: StatusCode::CONFLICT | StatusCode::GONE, .. }) => Ok(false),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    async fn reset_latch(&self, name: &LockName) -> Result<(), BackendError> {
+        self.control
+            .send(Method::DELETE, &latch_path(name), Vec::new(), CALL)
+            .await
+            .map(drop)
+            .map_err(|e| self.error(e))
+    }
+}
+
+impl Barriers for Remote {
+    async fn meet(&self, lease: &String, party: &Party, step: Step, patience: Duration) -> Result<(), BarrierError> {
+        let began = Instant::now();
+        let until = began + patience;
+        let body = body(&json!({ "session": lease, "parties": party.parties, "step": step }));
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let wait = until.saturating_duration_since(Instant::now()).min(WAIT);
+            let path = format!("{}?wait={}ms", path(&party.claimed(), &party.token), wait.as_millis());
+            let met = Box::pin(self.control.send(Method::PUT, &path, body.clone(), wait + CALL)).await;
+            let error = match met {
+                Ok(_) => return Ok(()),
+                Err(ControlError::Refused { status: StatusCode::REQUEST_TIMEOUT, why }) => {
+                    if Instant::now() < until {
+                        continue;
+                    }
+                    let (there, parties) = (problem(&why).there, party.parties);
+                    return Err(BarrierError::TimedOut { waited: began.elapsed(), there, parties });
+                }
+                Err(ControlError::Refused { status: StatusCode::CONFLICT, why }) => {
+                    return Err(BarrierError::Broken { who: problem(&why).who });
+                }
+                Err(error) => match self.error(error) {
+                    BackendError::NoSession { .. } => return Err(BarrierError::Lost(Why::Ended)),
+                    error if !error.retryable() => return Err(error.into()),
+                    error => error,
+                },
+            };
+            let rest = pause.mul_f64(0.1 + 0.9 * fastrand::f64());
+            if Instant::now() + rest >= until {
+                return Err(BarrierError::Unknown(error));
+            }
+            tokio::time::sleep(rest).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
 }

@@ -14,9 +14,11 @@
 //!
 //! The candidates of an election are such a queue under `elect/<name>/`.
 
+mod barriers;
 mod claims;
 mod doubts;
 mod elections;
+mod latches;
 mod permits;
 mod queries;
 mod shared;
@@ -51,6 +53,9 @@ const AUDITS: usize = 1000;
 /// Where claims, sessions and forced releases are.
 const LOCKS: &str = "lock/";
 const ELECTIONS: &str = "elect/";
+const LATCHES: &str = "once/";
+const LATCHED: &str = "once-done/";
+const BARRIERS: &str = "barrier/";
 const DELAYS: &str = "lock-delay/";
 const SESSIONS: &str = "session/";
 const AUDIT: &str = "lock-audit/";
@@ -171,20 +176,22 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn queue(name: &LockName) -> String {
-    match name.election() {
-        Some(name) => format!("{ELECTIONS}{name}/"),
-        None => format!("{LOCKS}{name}/"),
+    match (name.election(), name.latch(), name.barrier()) {
+        (Some(name), ..) => format!("{ELECTIONS}{name}/"),
+        (_, Some(name), _) => format!("{LATCHES}{name}/"),
+        (.., Some(name)) => format!("{BARRIERS}{name}/"),
+        _ => format!("{LOCKS}{name}/"),
     }
 }
 
 /// Where the claims of a kind are.
 fn directory(name: &LockName, kind: Kind) -> String {
     let queue = queue(name);
-    match (name.election(), kind) {
-        (Some(_), _) => queue,
-        (None, Kind::Exclusive) => queue + "w/",
-        (None, Kind::Read) => queue + "r/",
-        (None, Kind::Permits { .. }) => queue + "p/",
+    match kind {
+        _ if !name.is_plain() => queue,
+        Kind::Exclusive => queue + "w/",
+        Kind::Read => queue + "r/",
+        Kind::Permits { .. } => queue + "p/",
     }
 }
 
@@ -200,7 +207,7 @@ fn key(name: &LockName, lease: &StoreLease, token: &Token) -> String {
 /// Where a claim with this token may be; an exclusive one first.
 fn keys(name: &LockName, lease: &StoreLease, token: &Token) -> Vec<String> {
     let shared = [Kind::Read, Kind::Permits { limit: 1, take: 1 }];
-    let shared = shared.into_iter().filter(|_| name.election().is_none());
+    let shared = shared.into_iter().filter(|_| name.is_plain());
     let kinds = std::iter::once(Kind::Exclusive).chain(shared);
     kinds.map(|kind| key_of(name, kind, lease, token)).collect()
 }
@@ -287,7 +294,7 @@ async fn writing<T>(call: impl Future<Output = Result<T, CommitError>>) -> Resul
 }
 
 impl StoreBackend {
-    /// Works in `store`, under the keys `lock/`, `elect/`, `session/`, `lock-delay/`, `lock-audit/` and `meta/fence-base`.
+    /// Works in `store`, under the keys `lock/`, `elect/`, `once/`, `once-done/`, `barrier/`, `session/`, `lock-delay/`, `lock-audit/` and `meta/fence-base`.
     ///
     /// # Errors
     /// [`BackendError`] when the store cannot be written.
@@ -483,6 +490,9 @@ impl Backend for StoreBackend {
 
     async fn withdraw(&self, lease: &StoreLease, name: &LockName, token: &Token) -> Result<Released, BackendError> {
         let gone = self.delete(lease, name, token).await?;
+        if name.barrier().is_some() {
+            self.tidy_barrier(name).await;
+        }
         Ok(if gone > 0 { Released::Now } else { Released::WasNotHeld })
     }
 

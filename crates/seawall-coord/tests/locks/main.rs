@@ -54,7 +54,9 @@ macro_rules! on_etcd {
     };
 }
 
+mod barriers;
 mod elections;
+mod once;
 mod shared;
 mod together;
 

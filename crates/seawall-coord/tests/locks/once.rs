@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use seawall_coord::{
-    Backend, ClaimError, Latches, LockName, OnceError, Owner, StoreBackend, Terms, Token, Want, Why,
-};
+use seawall_coord::{Backend, ClaimError, Latches, LockName, OnceError, Owner, StoreBackend, Terms, Token, Want, Why};
 use seawall_store::Store;
 use tokio::time::{sleep, timeout};
 

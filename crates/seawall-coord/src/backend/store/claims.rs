@@ -73,8 +73,11 @@ impl StoreBackend {
         let until = began + patience;
         manner.check().map_err(refused)?;
         let kind = manner.kind;
-        if want.name.election().is_some() && *manner != Manner::default() {
-            return Err(refused("an election is won by one alone, and without a delay").into());
+        if !want.name.is_plain() && *manner != Manner::default() {
+            return Err(refused("an election or a latch is had by one alone, and without a delay").into());
+        }
+        if want.name.barrier().is_some() {
+            return Err(refused("nobody holds a barrier").into());
         }
         let key = key_of(&want.name, kind, lease, &want.token);
         if want.info.len() > MAX_INFO {

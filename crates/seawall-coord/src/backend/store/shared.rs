@@ -49,7 +49,7 @@ impl SharedLocks for StoreBackend {
     async fn downgrade(&self, lease: &StoreLease, claim: &Claim) -> Result<bool, BackendError> {
         let key = key(&claim.name, lease, &claim.token);
         let look = reading(queries::look(&*self.store, &claim.name, &key, Kind::Exclusive, claim.created)).await?;
-        let holds = look.behind.is_empty() && claim.name.election().is_none();
+        let holds = look.behind.is_empty() && claim.name.is_plain();
         let Some(own) = look.own.filter(|own| own.created == claim.created && holds) else { return Ok(false) };
         let value = json(&ClaimValue { kind: Kind::Read, ..ClaimValue::read(&own) });
         let put = Op::Put { key: key.clone(), value: value.into(), lease: Some(lease.id) };

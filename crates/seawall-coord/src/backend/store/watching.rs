@@ -28,13 +28,15 @@ pub(super) enum Await {
     Changed(Arc<str>),
     /// Any key in this directory goes.
     AnyGone(Arc<str>),
+    /// Any key in this directory is written or goes.
+    Touched(Arc<str>),
 }
 
 impl Await {
     fn keys(&self) -> Keys {
         match self {
             Self::Gone(key, _) | Self::Changed(key) => Keys::one(key.clone()),
-            Self::AnyGone(directory) => Keys::prefix(directory.clone()),
+            Self::AnyGone(directory) | Self::Touched(directory) => Keys::prefix(directory.clone()),
         }
     }
 
@@ -46,7 +48,7 @@ impl Await {
                     let happened = events.iter().any(|event| match self {
                         // Known by its key and its revision: the key alone may be another's by now.
                         Self::Gone(_, created) => event.entry.as_ref().is_none_or(|entry| entry.created != *created),
-                        Self::Changed(_) => true,
+                        Self::Changed(_) | Self::Touched(_) => true,
                         Self::AnyGone(_) => event.entry.is_none(),
                     });
                     if happened {
