@@ -7,11 +7,15 @@ use serde::Deserialize;
 
 use crate::ask::Which;
 use crate::locks::{Audit, Released, time};
+use crate::watch;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// One election, with its candidates; without it all that somebody leads.
     name: Option<ElectionName>,
+    /// Say each change as it happens, until it is interrupted; of this election, or of all.
+    #[arg(long, conflicts_with = "force")]
+    watch: bool,
     /// Remove the leader. The next candidate leads at once, while the former leader may not have stopped: only resources
     /// that check the term are safe from it.
     #[arg(long, requires = "name", requires = "why")]
@@ -27,6 +31,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.watch {
+        return watch::run(&args.which, "/v1/elections", "election", |election: &ElectionView| {
+            args.name.as_ref().is_none_or(|name| *name == election.name).then(|| line(election))
+        });
+    }
     match &args.name {
         None => list(&args.which),
         Some(name) if args.force => force(args, name),
@@ -58,6 +67,14 @@ fn list(which: &Which) -> anyhow::Result<()> {
         println!("{:<24} {:<24} {term:<18} {:<22} {candidates}", election.name.as_str(), leader.owner, since(leader));
     }
     Ok(())
+}
+
+fn line(election: &ElectionView) -> String {
+    let leader = election.leader.as_ref();
+    let leader =
+        leader.map_or_else(|| "led by nobody".to_owned(), |leader| format!("led by {leader}  {}", leader.info));
+    let candidates = election.candidates.len();
+    format!("{:<24} {}; {candidates} standing", election.name.as_str(), leader.trim_end())
 }
 
 fn show(which: &Which, name: &ElectionName) -> anyhow::Result<()> {

@@ -6,11 +6,15 @@ use seawall_coord::{ClaimView, Kind, LockName, LockView};
 use serde::Deserialize;
 
 use crate::ask::Which;
+use crate::watch;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// One lock, with its queue; without it all that are held.
     name: Option<LockName>,
+    /// Say each change as it happens, until it is interrupted; of this lock, or of all.
+    #[arg(long, conflicts_with = "force")]
+    watch: bool,
     /// Take the lock away from its holder. The next in the queue has it at once, while the former holder may not have
     /// stopped: only resources that check the fencing token are safe from it.
     #[arg(long, requires = "name", requires = "why")]
@@ -48,6 +52,11 @@ pub(crate) struct Released {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.watch {
+        return watch::run(&args.which, "/v1/locks", "lock", |lock: &LockView| {
+            args.name.as_ref().is_none_or(|name| *name == lock.name).then(|| line(lock))
+        });
+    }
     match &args.name {
         None => list(&args.which),
         Some(name) if args.force => force(args, name),
@@ -90,6 +99,16 @@ fn list(which: &Which) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn line(lock: &LockView) -> String {
+    let holders = lock.holder.iter().chain(&lock.sharing);
+    let holders: Vec<_> = holders.map(|holder| format!("{holder} {}", held(holder))).collect();
+    let holders = if holders.is_empty() { "free".to_owned() } else { format!("held by {}", holders.join(", ")) };
+    match lock.queue.len() {
+        0 => format!("{:<24} {holders}", lock.name.as_str()),
+        waiting => format!("{:<24} {holders}; {waiting} waiting", lock.name.as_str()),
+    }
 }
 
 fn show(which: &Which, name: &LockName) -> anyhow::Result<()> {

@@ -18,6 +18,7 @@ mod queue;
 mod sidecar;
 mod store;
 mod up;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -8,7 +8,9 @@
 mod barriers;
 mod elections;
 mod latches;
+mod observing;
 mod shared;
+mod streams;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +18,8 @@ use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -62,6 +64,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(coord: Coord) -> Router<S
         .route("/v1/sessions", post(open))
         .route("/v1/sessions/{session}", axum::routing::delete(close))
         .route("/v1/sessions/{session}/keep-alive", post(keep_alive))
+        .route("/v1/sessions/{session}/stream", get(streams::bind))
         .route("/v1/locks", get(list))
         .route("/v1/locks/{name}", get(show))
         .route("/v1/locks/{name}/force", post(force))
@@ -378,8 +381,11 @@ async fn close(State(coord): State<Coord>, Path(session): Path<String>) -> Resul
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn list(State(coord): State<Coord>) -> Result<Json<Vec<LockView>>, Problem> {
-    Ok(Json(coord.backend.list().await?))
+async fn list(State(coord): State<Coord>, headers: HeaderMap) -> Result<Response, Problem> {
+    if observing::wants_events(&headers) {
+        return Ok(observing::events::<LockView>(coord.backend, coord.drain, "lock").into_response());
+    }
+    Ok(Json(coord.backend.list().await?).into_response())
 }
 
 /// A lock, and when it was taken away by force.

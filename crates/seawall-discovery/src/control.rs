@@ -154,7 +154,7 @@ impl Control {
     ) -> Result<Bytes, ControlError> {
         let at = self.current.load(Ordering::Relaxed);
         let result = tokio::time::timeout(patience, async {
-            let response = self.open(method, path, body).await?;
+            let response = self.open(method, path, body, "application/json").await?;
             let node = self.node(at);
             let body = Limited::new(response.into_body(), LIMIT).collect().await;
             body.map(|body| body.to_bytes()).map_err(|e| ControlError::Unreachable { node, why: e.to_string() })
@@ -189,6 +189,7 @@ impl Control {
         method: Method,
         path: &str,
         body: Vec<u8>,
+        accept: &'static str,
     ) -> Result<Response<Incoming>, ControlError> {
         let node = self.node(self.current.load(Ordering::Relaxed));
         let unreachable = |why: String| ControlError::Unreachable { node, why };
@@ -196,6 +197,7 @@ impl Control {
             .method(method)
             .uri(format!("http://{node}{path}"))
             .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::ACCEPT, accept)
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| unreachable(error.to_string()))?;
         let response = self.http.request(request).await.map_err(|error| {

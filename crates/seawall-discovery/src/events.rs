@@ -1,5 +1,18 @@
 //! Server-sent events, as far as control sends them: `event`, `data`, comments.
 
+use std::time::Duration;
+
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::control::{Control, ControlError};
+
+/// How long the head of a stream may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Control says something every second; silence for longer means that the stream is dead.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// No event is larger; the snapshot of a large fleet is some tens of megabytes.
 const LIMIT: usize = 256 << 20;
 
@@ -10,10 +23,66 @@ pub(crate) struct Parser {
 }
 
 /// One event.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Event {
-    pub(crate) name: String,
-    pub(crate) data: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its kind; may be empty.
+    pub name: String,
+    /// What it says, mostly JSON.
+    pub data: String,
+}
+
+/// A stream of events from a control node.
+#[derive(Debug)]
+pub struct Events {
+    body: Incoming,
+    parser: Parser,
+}
+
+impl Control {
+    /// Opens a stream of server-sent events. When that fails the next call goes to the next node.
+    ///
+    /// # Errors
+    /// [`ControlError`], at the latest after 5 s.
+    pub async fn events(&self, path: &str) -> Result<Events, ControlError> {
+        match tokio::time::timeout(PATIENCE, self.open(Method::GET, path, Vec::new(), "text/event-stream")).await {
+            Ok(Ok(response)) => Ok(Events { body: response.into_body(), parser: Parser::default() }),
+            failed => {
+                // Through `send` the client would have moved on to the next node; a stream does it here.
+                self.next_node();
+                Err(match failed {
+                    Ok(Err(error)) => error,
+                    _ => dead("no answer to the subscription"),
+                })
+            }
+        }
+    }
+}
+
+fn dead(why: &str) -> ControlError {
+    ControlError::Broken(why.to_owned())
+}
+
+impl Events {
+    /// The events that come next, at least one; `None` when control has ended the stream. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ControlError::Broken`] when the connection breaks, or nothing at all has come for 3 s.
+    pub async fn next(&mut self) -> Result<Option<Vec<Event>>, ControlError> {
+        loop {
+            let events: Vec<_> = std::iter::from_fn(|| self.parser.next()).collect();
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+            let frame = tokio::time::timeout(SILENCE, self.body.frame()).await;
+            let frame = match frame.map_err(|_| dead("control has been silent for too long"))? {
+                None => return Ok(None),
+                Some(frame) => frame.map_err(|error| dead(&error.to_string()))?,
+            };
+            if !self.parser.push(frame.data_ref().map_or(&[], |data| data)) {
+                return Err(dead("an event is too large"));
+            }
+        }
+    }
 }
 
 impl Parser {

@@ -10,5 +10,6 @@ mod registration;
 mod subscriber;
 
 pub use control::{Applied, Control, ControlError};
+pub use events::{Event, Events};
 pub use registration::Registration;
 pub use subscriber::{Subscriber, SubscriberConfig};

@@ -4,23 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
-use http_body_util::BodyExt;
 use seawall_drain::Drain;
 use seawall_types::{Change, Revision, Snapshot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::control::{Control, ControlError};
-use crate::events::{Event, Parser};
+use crate::events::Event;
 
-/// Control says something every second; silence for longer means that the stream is dead. Together with the longest pause
-/// before a new one this is less than control waits for a subscriber whose stream broke.
-const SILENCE: Duration = Duration::from_secs(3);
-/// The longest pause, on average.
+/// The longest pause before a new stream, on average. Together with the silence after which one counts as dead this is less than
+/// control waits for a subscriber whose stream broke.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the head of the stream may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who follows, and where it remembers.
 #[derive(Clone, Debug)]
@@ -122,41 +116,20 @@ impl Subscriber {
         if !store.is_empty() {
             path += &format!("&store={store}&from={}", self.state.snapshot.revision.next());
         }
-        let dead = |why: &str| ControlError::Broken(why.to_owned());
-        let opened = tokio::time::timeout(PATIENCE, self.control.open(Method::GET, &path, Vec::new())).await;
-        let response = match opened {
-            Ok(Ok(response)) => response,
-            failed => {
-                // Through `send` the client would have moved on to the next node; a stream does it here.
-                self.control.next_node();
-                return failed.unwrap_or_else(|_| Err(dead("no answer to the subscription"))).map(drop);
-            }
-        };
+        let mut events = self.control.events(&path).await?;
         if std::mem::take(away) {
             tracing::info!("control is back");
         }
-        let mut body = response.into_body();
-        let mut parser = Parser::default();
-        loop {
-            let frame = tokio::time::timeout(SILENCE, body.frame()).await;
-            let frame = match frame.map_err(|_| dead("control has been silent for too long"))? {
-                None => return Ok(()),
-                Some(frame) => frame.map_err(|error| dead(&error.to_string()))?,
-            };
-            if !parser.push(frame.data_ref().map_or(&[], |data| data)) {
-                return Err(dead("an event is too large"));
+        while let Some(events) = events.next().await? {
+            for event in events {
+                let applied = self.apply(&event);
+                applied.map_err(|error| ControlError::Broken(format!("an event is not understood: {error}")))?;
             }
-            let mut news = false;
-            while let Some(event) = parser.next() {
-                self.apply(&event).map_err(|error| dead(&format!("an event is not understood: {error}")))?;
-                news = true;
-            }
-            if news {
-                publish(self.state.snapshot.clone());
-                acknowledged.send_replace(Some((self.state.store.clone(), self.state.snapshot.revision)));
-                self.keep();
-            }
+            publish(self.state.snapshot.clone());
+            acknowledged.send_replace(Some((self.state.store.clone(), self.state.snapshot.revision)));
+            self.keep();
         }
+        Ok(())
     }
 
     fn apply(&mut self, event: &Event) -> serde_json::Result<()> {

@@ -19,4 +19,5 @@ mod queue;
 mod saga;
 mod shared_locks;
 mod store;
+mod streams;
 mod support;

@@ -171,7 +171,9 @@ pub(crate) fn send(addr: SocketAddr, method: &str, path: &str, headers: &[&str],
 /// Follows a stream of server-sent events and hands each on as `(name, data)`.
 pub(crate) fn events(addr: SocketAddr, path: &str) -> std::sync::mpsc::Receiver<(String, Value)> {
     let mut stream = TcpStream::connect(addr).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n").as_bytes())
+        .unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut name = String::new();

@@ -2,12 +2,12 @@
 //! how others see it.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
@@ -19,11 +19,9 @@ use seawall_types::{Period, Revision};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::observing::{self, KEEP_ALIVE};
 use super::{Coord, Named, Problem, lease};
 use crate::api::{MAX_WAIT, Params};
-
-/// How often a stream that has nothing to say says so.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 pub(super) fn router() -> Router<Coord> {
     const CANDIDATE: &str = "/v1/elections/{name}/candidates/{token}";
@@ -41,8 +39,11 @@ fn election_name(name: &str) -> Result<ElectionName, Problem> {
     ElectionName::try_new(name).map_err(Problem::invalid)
 }
 
-async fn list(State(coord): State<Coord>) -> Result<Json<Vec<ElectionView>>, Problem> {
-    Ok(Json(coord.backend.elections().await?))
+async fn list(State(coord): State<Coord>, headers: HeaderMap) -> Result<Response, Problem> {
+    if observing::wants_events(&headers) {
+        return Ok(observing::events::<ElectionView>(coord.backend, coord.drain, "election").into_response());
+    }
+    Ok(Json(coord.backend.elections().await?).into_response())
 }
 
 async fn force(

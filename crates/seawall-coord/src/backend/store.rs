@@ -19,6 +19,7 @@ mod claims;
 mod doubts;
 mod elections;
 mod latches;
+mod observing;
 mod permits;
 mod queries;
 mod shared;
@@ -41,6 +42,7 @@ use crate::lock::Guard;
 use crate::name::{LockName, Token};
 use crate::sharing::{Kind, Manner, SharedLocks};
 use doubts::Doubts;
+pub use observing::{Followed, Following};
 use shared::Delays;
 use watching::{Await, Watching};
 
@@ -105,6 +107,11 @@ impl std::str::FromStr for StoreLease {
 }
 
 impl StoreLease {
+    /// The session's number, as lists show it; no secret.
+    pub fn number(&self) -> String {
+        format!("{:016x}", self.id.0)
+    }
+
     /// What a session's key says, if it is this session's.
     fn read(&self, value: &[u8]) -> Option<SessionValue> {
         let value: SessionValue = serde_json::from_slice(value).ok()?;
@@ -301,6 +308,21 @@ impl StoreBackend {
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, BackendError> {
         let fence_base = writing(seawall_store::fence_base(&*store)).await?;
         Ok(Self { store, fence_base, instance: Token::random(), doubts: Arc::default(), delays: Arc::default() })
+    }
+
+    /// Resolves when the session has ended. Tries for as long as it takes.
+    pub async fn ended(&self, lease: &StoreLease) {
+        loop {
+            // The watch begins before the look.
+            let awaits = vec![Await::Changed(session_key(lease).into())];
+            let watching = self.watch(awaits, Instant::now() + CALL).await;
+            if let Err(BackendError::NoSession { .. }) = self.session(lease).await {
+                return;
+            }
+            if let Some(watching) = watching {
+                watching.happens(Instant::now() + SILENCE).await;
+            }
+        }
     }
 
     /// The claim with this token, if it is there, and whether it holds the lock.
