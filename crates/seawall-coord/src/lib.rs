@@ -40,6 +40,7 @@ mod backend;
 mod barrier;
 mod class;
 mod clock;
+mod deadlock;
 mod election;
 mod lock;
 mod multi;
@@ -64,6 +65,7 @@ pub use backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_IN
 pub use barrier::{Barrier, BarrierError, BarrierView, Barriers, Inside, MAX_PARTIES, Party, PartyView, Step};
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Machine, Manual, Task};
+pub use deadlock::{Deadlock, Wait, deadlocks};
 pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
 pub use lock::{Guard, Lock, WithError};
 pub use multi::{MAX_LOCKS, MultiError, MultiGuard, MultiLock};
