@@ -78,6 +78,18 @@ class Session:
             except Lost as error:
                 if " 408 " not in str(error) or time.monotonic() >= until:
                     raise
+            except (OSError, http.client.HTTPException):
+                # It may have been done. The same again says what became of it; who gives up withdraws it.
+                if time.monotonic() >= until:
+                    self.withdraw(path)
+                    raise
+                time.sleep(0.1 + 0.4 * secrets.randbelow(1000) / 1000)
+
+    def withdraw(self, path):
+        try:
+            self.call("DELETE", f"{path}?session={self.id}")
+        except (OSError, Lost, http.client.HTTPException):
+            self.closed.set()  # No more keep-alives: it ends with the session.
 
     def close(self):
         self.closed.set()

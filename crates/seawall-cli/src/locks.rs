@@ -1,15 +1,21 @@
 //! `seawall locks`: who holds what and who waits, and taking a lock away.
 
+use std::time::Duration;
+
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use seawall_coord::{ClaimView, Kind, LockName, LockView};
+use seawall_control::{End, Ended, Explained};
+use seawall_coord::{ClaimView, Deadlock, Kind, LockName, LockView};
 use serde::Deserialize;
 
 use crate::ask::Which;
 use crate::watch;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// One lock, with its queue; without it all that are held.
     name: Option<LockName>,
     /// Say each change as it happens, until it is interrupted; of this lock, or of all.
@@ -27,6 +33,21 @@ pub(crate) struct Args {
     by: String,
     #[command(flatten)]
     which: Which,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Who holds a lock and for how long that is sure, who waits behind whom, how the last holder lost it, and who waits in a
+    /// circle. (A lock of the name `explain` is shown by `seawall locks -- explain`.)
+    Explain {
+        /// The lock.
+        name: LockName,
+        /// As control says it.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        which: Which,
+    },
 }
 
 #[derive(Deserialize)]
@@ -52,6 +73,9 @@ pub(crate) struct Released {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(What::Explain { name, json, which }) = &args.what {
+        return if *json { raw(which, name) } else { explain(which, name) };
+    }
     if args.watch {
         return watch::run(&args.which, "/v1/locks", "lock", |lock: &LockView| {
             args.name.as_ref().is_none_or(|name| *name == lock.name).then(|| line(lock))
@@ -72,8 +96,12 @@ pub(crate) fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |at| format!("{at:.0}"))
 }
 
+fn millis(ms: u64) -> String {
+    time(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
 fn since(claim: &ClaimView) -> String {
-    time(i64::try_from(claim.since_ms).unwrap_or(i64::MAX))
+    millis(claim.since_ms)
 }
 
 /// How much of the lock.
@@ -97,6 +125,66 @@ fn list(which: &Which) -> anyhow::Result<()> {
                 format!("{name:<24} {owner:<24} {token:<18} {:<22} {:<16} {waiting}", since(holder), held(holder));
             println!("{}", line.trim_end());
         }
+    }
+    let circles: Vec<Deadlock> = which.get("/v1/deadlocks")?;
+    for circle in circles {
+        println!("deadlock: {circle}");
+    }
+    Ok(())
+}
+
+fn raw(which: &Which, name: &LockName) -> anyhow::Result<()> {
+    let explained: serde_json::Value = which.get(&format!("{}/explain", path(name)))?;
+    println!("{}", serde_json::to_string_pretty(&explained)?);
+    Ok(())
+}
+
+fn explain(which: &Which, name: &LockName) -> anyhow::Result<()> {
+    let Explained { lock, sure_ms, last, since_ms, deadlocks, similar } =
+        which.get(&format!("{}/explain", path(name)))?;
+    match (&lock.holder, &last) {
+        (None, None) => {
+            println!("nobody holds `{name}`, nor has since {}, when this control node began", millis(since_ms))
+        }
+        (None, Some(_)) => println!("nobody holds `{name}`"),
+        (Some(holder), _) => {
+            for holder in std::iter::once(holder).chain(&lock.sharing) {
+                println!("`{name}` is held by {holder} {}; queued {}  {}", held(holder), since(holder), holder.info);
+            }
+            if let Some(sure) = sure_ms {
+                println!(
+                    "  its session lives for {:.1} s more without a keep-alive",
+                    Duration::from_millis(sure).as_secs_f64()
+                );
+            }
+        }
+    }
+    let mut before = lock.sharing.last().or(lock.holder.as_ref());
+    for (n, waiter) in lock.queue.iter().enumerate() {
+        let behind = before.map(|before| format!(" behind {}", before.owner)).unwrap_or_default();
+        println!("  {:>3}. {waiter} {} waits{behind} since {}  {}", n + 1, held(waiter), since(waiter), waiter.info);
+        before = Some(waiter);
+    }
+    if let Some(Ended { owner, session, fence, since_ms, until_ms, end }) = last {
+        let token = fence.map_or_else(String::new, |fence| format!(", token {fence}"));
+        let how = match end {
+            End::Released => "gave it back".to_owned(),
+            End::Closed => "ended its session".to_owned(),
+            End::Expired => {
+                "lost it: its session was not kept alive in time (it died, was stopped, or was cut off)".to_owned()
+            }
+            End::Forced { by, why } => format!("lost it: {by} took it away: {why}"),
+        };
+        let (since, until) = (millis(since_ms), millis(until_ms));
+        println!("  before: {owner} (session {session}{token}) held it from {since} to {until} and {how}");
+    }
+    for circle in deadlocks {
+        println!("  deadlock: {circle}");
+        println!("            end one of these sessions, or: seawall locks {name} --force --why ...");
+    }
+    if !similar.is_empty() {
+        let similar: Vec<_> = similar.iter().map(|name| format!("`{name}`")).collect();
+        println!("  similar names: {}", similar.join(", "));
     }
     Ok(())
 }

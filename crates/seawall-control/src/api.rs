@@ -448,6 +448,7 @@ async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     for (status, count) in app.runner.counts().await? {
         page.sample("seawall_sagas", &[("status", &status)], count);
     }
+    app.coord.metrics(&mut page).await;
     app.cron.stats.write(&mut page);
     queues::metrics(&app.waiting.queues, &mut page).await;
     Ok(page.into_text() + &seawall_proxy::metrics::page(&app.upstreams))

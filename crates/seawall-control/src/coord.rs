@@ -7,7 +7,9 @@
 
 mod barriers;
 mod elections;
+mod explain;
 mod latches;
+mod ledger;
 mod observing;
 mod shared;
 mod streams;
@@ -34,6 +36,9 @@ use serde_json::{Value, json};
 
 use crate::api::{MAX_WAIT, Params};
 
+pub use explain::Explained;
+pub use ledger::{End, Ended};
+
 /// How long a claim keeps its place without a request that waits for it.
 const LINGER: Duration = Duration::from_secs(2);
 /// How many tokens are remembered as withdrawn, and how many as granted.
@@ -46,6 +51,10 @@ const LIMITS: Limits = Limits { min_ttl: Duration::from_secs(1), max_ttl: Durati
 pub(crate) struct Coord {
     backend: StoreBackend,
     places: Arc<Mutex<Places>>,
+    ledger: Arc<ledger::Ledger>,
+    circles: explain::Circles,
+    /// When this node began, in milliseconds since 1970.
+    since_ms: u64,
     drain: Drain,
     /// For what a dropped request leaves to be done, wherever it is dropped.
     runtime: tokio::runtime::Handle,
@@ -54,7 +63,17 @@ pub(crate) struct Coord {
 impl Coord {
     /// Has to be called on the runtime that serves.
     pub(crate) fn new(backend: StoreBackend, drain: Drain) -> Self {
-        Self { backend, places: Arc::default(), drain, runtime: tokio::runtime::Handle::current() }
+        let (ledger, circles) = (Arc::default(), explain::Circles::default());
+        let (since_ms, runtime) = (ledger::unix_ms(), tokio::runtime::Handle::current());
+        let coord = Self { backend, places: Arc::default(), ledger, circles, since_ms, drain, runtime };
+        tokio::spawn(explain::follow_sessions(coord.clone()));
+        tokio::spawn(explain::look_for_circles(coord.clone()));
+        coord
+    }
+
+    /// Whether two requests or more wait, or have just waited, for locks.
+    fn somebody_waits(&self) -> bool {
+        self.places().waiting.len() > 1
     }
 }
 
@@ -67,6 +86,8 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(coord: Coord) -> Router<S
         .route("/v1/sessions/{session}/stream", get(streams::bind))
         .route("/v1/locks", get(list))
         .route("/v1/locks/{name}", get(show))
+        .route("/v1/locks/{name}/explain", get(explain::explain))
+        .route("/v1/deadlocks", get(explain::list))
         .route("/v1/locks/{name}/force", post(force))
         .route("/v1/locks/{name}/claims/{token}", put(claim).get(read).delete(release))
         .merge(shared::router())
@@ -377,7 +398,9 @@ async fn keep_alive(State(coord): State<Coord>, Path(session): Path<String>) -> 
 }
 
 async fn close(State(coord): State<Coord>, Path(session): Path<String>) -> Result<StatusCode, Problem> {
-    coord.backend.close(&lease(&session)?).await?;
+    let lease = lease(&session)?;
+    coord.ledger.closing(lease.number());
+    coord.backend.close(&lease).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -428,7 +451,10 @@ async fn force_from(
 ) -> Result<Json<Value>, Problem> {
     let Json(Force { by, why }) = body?;
     match coord.backend.force(name, &by, &why).await? {
-        Some(holder) => Ok(Json(json!({ "released": holder }))),
+        Some(holder) => {
+            coord.ledger.forced(name, holder.fence, &by, &why);
+            Ok(Json(json!({ "released": holder })))
+        }
         None => {
             let what = name.election().map_or_else(|| format!("holds `{name}`"), |name| format!("leads `{name}`"));
             Err(Problem::new(StatusCode::NOT_FOUND, "not-held", format!("nobody {what}")))
@@ -469,15 +495,17 @@ async fn claim(
     let Params(Wait { wait }) = wait.map_err(|problem| Problem::invalid(problem.1))?;
     let Json(NewClaim { session, info, kind, delay }) = body?;
     let lease = lease(&session)?;
-    coord.backend.session(&lease).await?;
+    let owner = coord.backend.session(&lease).await?;
     if !coord.places().enter(token) {
         return Err(Problem::new(StatusCode::GONE, "removed", "a claim with this token was withdrawn"));
     }
     let mut request = Request { coord: coord.clone(), lease, name: name.clone(), token, left: Left::Queued };
     let want = Want { name, token, info };
     let manner = Manner { kind, delay: delay.get() };
+    let began = std::time::Instant::now();
     tokio::select! {
         outcome = coord.backend.wait_as(&lease, &want, &manner, wait.get().min(MAX_WAIT)) => {
+            coord.ledger.answered(&want.name, began.elapsed(), outcome.as_ref().map(|_| ()));
             let claim = match outcome {
                 Ok(claim) => claim,
                 Err(error) => {
@@ -491,6 +519,7 @@ async fn claim(
                 }
             };
             request.left = Left::Granted;
+            coord.ledger.granted(&claim, owner, lease.number());
             Ok(claimed(&claim, true))
         }
         () = coord.drain.signaled() => {
@@ -545,7 +574,10 @@ async fn release(
     // First: a request that is still on its way must not come after.
     coord.places().withdrawn.insert(token);
     match coord.backend.withdraw(&lease, &name, &token).await? {
-        Released::Now => Ok(StatusCode::NO_CONTENT),
+        Released::Now => {
+            coord.ledger.released(token);
+            Ok(StatusCode::NO_CONTENT)
+        }
         Released::WasNotHeld | Released::Shared => {
             let of = name.election().unwrap_or(name.as_str());
             let why = format!("this token holds no claim of `{of}`; nothing was changed");

@@ -6,6 +6,8 @@ mod cron;
 mod queues;
 mod store_api;
 
+pub use coord::{End, Ended, Explained};
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;

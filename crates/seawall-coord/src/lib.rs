@@ -57,7 +57,7 @@ pub use backend::postgres::{PgAdvisory, PgLease, PgLine, PgSession};
 #[cfg(feature = "redis")]
 pub use backend::redis::{Redis, RedisSession, Redlock, RedlockFenced};
 pub use backend::remote::Remote;
-pub use backend::store::{Audit, Followed, Following, StoreBackend, StoreLease};
+pub use backend::store::{Audit, Followed, Following, SessionEnds, SessionNews, StoreBackend, StoreLease};
 pub use backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 #[cfg(feature = "zookeeper")]
 pub use backend::zookeeper::{ZkSession, ZooKeeper};

@@ -8,6 +8,7 @@ mod control;
 mod cron;
 mod elections;
 mod etcd;
+mod explain;
 mod fenced;
 mod fleet;
 mod hosts;

@@ -188,6 +188,7 @@ async fn hand_over(
         HandedOver::Now(leader) => {
             // A repetition of the campaign that comes late must not stand again.
             coord.places().withdrawn.insert(named.1);
+            coord.ledger.released(named.1);
             Ok(Json(json!({ "leader": leader })))
         }
         HandedOver::NoCandidate => {

@@ -25,6 +25,7 @@ impl Drop for Bound {
         if self.ends && !self.coord.drain.is_signaled() {
             let (coord, lease) = (self.coord.clone(), self.lease);
             let runtime = coord.runtime.clone();
+            coord.ledger.closing(lease.number());
             runtime.spawn(async move {
                 // What cannot be ended now ends with its time to live.
                 match coord.backend.close(&lease).await {

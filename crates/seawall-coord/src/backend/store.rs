@@ -42,7 +42,7 @@ use crate::lock::Guard;
 use crate::name::{LockName, Token};
 use crate::sharing::{Kind, Manner, SharedLocks};
 use doubts::Doubts;
-pub use observing::{Followed, Following};
+pub use observing::{Followed, Following, SessionEnds, SessionNews};
 use shared::Delays;
 use watching::{Await, Watching};
 

@@ -74,7 +74,8 @@ impl StoreBackend {
         manner.check().map_err(refused)?;
         let kind = manner.kind;
         if !want.name.is_plain() && *manner != Manner::default() {
-            return Err(refused("an election or a latch is had by one alone, and without a delay").into());
+            let what = if want.name.election().is_some() { "an election is won" } else { "a latch is set" };
+            return Err(refused(format!("{what} by one alone, and without a delay")).into());
         }
         if want.name.barrier().is_some() {
             return Err(refused("nobody holds a barrier").into());
