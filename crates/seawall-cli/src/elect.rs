@@ -1,12 +1,16 @@
 //! `seawall elect NAME -- COMMAND`: stands for election, runs COMMAND while it leads, ends it when it leads no more, and stands
 //! again. The command runs as under `seawall lock`, and ends as early.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use seawall_coord::{BackendError, ClaimError, ElectionName, Owner, Remote, Session, SessionConfig, SessionError};
+use seawall_coord::{
+    BackendError, ClaimError, ElectionName, HealthConfig, Owner, Remote, Session, SessionConfig, SessionError,
+};
 use seawall_drain::{Signals, Stop};
 use seawall_types::Period;
+use tokio::sync::watch;
 
 use crate::ask::Which;
 use crate::lock::{self, BUSY, Ended, Held, UNAVAILABLE, say};
@@ -32,6 +36,16 @@ pub(crate) struct Args {
     /// What others see of the leader, say its address. Default: the command.
     #[arg(long)]
     info: Option<String>,
+    /// Stand and lead only while this shell command exits with 0. It is run again and again; one that takes longer than 2 s has
+    /// failed. Who is not fit ends COMMAND and resigns, and rests for longer each time before standing again.
+    #[arg(long, value_name = "CHECK")]
+    health: Option<String>,
+    /// From the end of one check to the next.
+    #[arg(long, default_value = "2s", requires = "health", value_name = "TIME")]
+    health_interval: Period,
+    /// How many checks have to fail in a row.
+    #[arg(long, default_value_t = 3, requires = "health", value_name = "N")]
+    health_failures: u32,
     #[command(flatten)]
     which: Which,
     /// The command and its arguments. It finds the term in SEAWALL_TERM and in SEAWALL_FENCING_TOKEN, and the election's name
@@ -64,13 +78,14 @@ async fn stand(args: Args) -> anyhow::Result<i32> {
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
     let control = Remote::new([args.which.addr()?]);
     let config = lock::config(args.owner.clone(), args.ttl.get());
+    let mut health = watch_health(&args);
     let mut begun = false;
     let mut pause = Duration::from_millis(20);
     loop {
         let why = match open(&control, &config, &mut signals).await {
             Ok(session) => {
                 begun = true;
-                match lead(&args, session, &mut signals).await? {
+                match lead(&args, session, &mut health, &mut signals).await? {
                     Stood::Exit(code) => return Ok(code),
                     Stood::Again(why) => {
                         pause = Duration::from_millis(20);
@@ -107,15 +122,58 @@ async fn open(control: &Remote, config: &SessionConfig, signals: &mut Signals) -
     }
 }
 
+/// Whether this is fit to lead; always, without a check.
+fn watch_health(args: &Args) -> watch::Receiver<bool> {
+    let (told, health) = watch::channel(true);
+    if let Some(check) = args.health.clone() {
+        told.send_replace(false);
+        let (interval, failures) = (args.health_interval.get(), args.health_failures);
+        let config = HealthConfig { interval, failures, ..HealthConfig::default() };
+        tokio::spawn(seawall_coord::watch_health(config, async move || passes(&check).await, told));
+    }
+    health
+}
+
+/// Runs a check; one that is given up is killed.
+async fn passes(check: &str) -> bool {
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", check]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.status().await.is_ok_and(|status| status.success())
+}
+
+/// Resolves when the check says so.
+async fn says(health: &mut watch::Receiver<bool>, fit: bool) {
+    if health.wait_for(|now| *now == fit).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Stands and leads for as long as the session lives.
-async fn lead(args: &Args, session: Session<Remote>, signals: &mut Signals) -> anyhow::Result<Stood> {
+async fn lead(
+    args: &Args,
+    session: Session<Remote>,
+    health: &mut watch::Receiver<bool>,
+    signals: &mut Signals,
+) -> anyhow::Result<Stood> {
     let info = args.info.clone().unwrap_or_else(|| lock::shown(&args.command));
     let election = session.election(args.name.clone()).info(info);
     let what = format!("the leadership of `{}`", args.name);
     loop {
         let wait = args.wait.map_or(CAMPAIGN, Period::get);
+        let mut unfit = health.clone();
+        let campaign = async {
+            says(health, true).await;
+            tokio::select! {
+                campaigned = election.campaign(wait) => Some(campaigned),
+                // The place is given up in the background.
+                () = says(&mut unfit, false) => None,
+            }
+        };
         let campaigned = tokio::select! {
-            campaigned = election.campaign(wait) => campaigned,
+            campaigned = campaign => match campaigned {
+                Some(campaigned) => campaigned,
+                None => continue,
+            },
             stop = signals.recv() => {
                 lock::close(session).await;
                 return Ok(Stood::Exit(stop.exit_code().into()));
@@ -140,13 +198,22 @@ async fn lead(args: &Args, session: Session<Remote>, signals: &mut Signals) -> a
         let words =
             [("SEAWALL_TERM", &*term), ("SEAWALL_FENCING_TOKEN", &*term), ("SEAWALL_ELECTION", args.name.as_str())];
         let held = Held { guard: leadership.guard(), ttl: args.ttl.get() };
-        match lock::under(&held, &what, &args.command, &words, signals).await? {
+        let unfit = async {
+            says(health, false).await;
+            "is given up: the check of its health fails".to_owned()
+        };
+        match lock::under(&held, &what, &args.command, &words, unfit, signals).await? {
             Ended::Itself(code) => {
                 if let Err(error) = leadership.resign().await {
                     eprintln!("seawall: the resignation from `{}` was not confirmed: {error}", args.name);
                 }
                 lock::close(session).await;
                 return Ok(Stood::Exit(code));
+            }
+            Ended::GivenUp => {
+                if let Err(error) = leadership.resign().await {
+                    eprintln!("seawall: the resignation from `{}` was not confirmed: {error}", args.name);
+                }
             }
             Ended::Lost { stopped: Some(stop) } => return Ok(Stood::Exit(stop.exit_code().into())),
             Ended::Lost { stopped: None } => {

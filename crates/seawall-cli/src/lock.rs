@@ -126,18 +126,21 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     let fence = held.fence().to_string();
     let words = [("SEAWALL_FENCING_TOKEN", &*fence), ("SEAWALL_LOCK", args.name.as_str())];
     let what = format!("lock `{}`", args.name);
-    let code = match under(&Held { guard: &held, ttl }, &what, &args.command, &words, &mut signals).await? {
-        Ended::Itself(code) => {
-            if let Err(error) = held.release().await {
-                eprintln!("seawall: the release of `{}` was not confirmed: {error}", args.name);
+    let code =
+        match under(&Held { guard: &held, ttl }, &what, &args.command, &words, std::future::pending(), &mut signals)
+            .await?
+        {
+            Ended::Itself(code) => {
+                if let Err(error) = held.release().await {
+                    eprintln!("seawall: the release of `{}` was not confirmed: {error}", args.name);
+                }
+                code
             }
-            code
-        }
-        Ended::Lost { .. } => {
-            drop(held);
-            LOST
-        }
-    };
+            Ended::Lost { .. } | Ended::GivenUp => {
+                drop(held);
+                LOST
+            }
+        };
     close(session).await;
     Ok(code)
 }
@@ -167,7 +170,12 @@ pub(crate) enum Ended {
         /// Whether it had been asked to stop before.
         stopped: Option<Stop>,
     },
+    /// Because it was to be given up.
+    GivenUp,
 }
+
+/// How long a command has for ending by itself when what it runs under is given up, and not lost.
+const GIVE_UP: Duration = Duration::from_secs(10);
 
 /// What a command runs under.
 pub(crate) struct Held<'a> {
@@ -183,14 +191,17 @@ pub(crate) fn margin(ttl: Duration) -> Duration {
     (ttl / 5).max(Duration::from_millis(50))
 }
 
-/// Runs a command for as long as this is held, and ends it when it is lost. Signals are passed on to it.
+/// Runs a command for as long as this is held, and ends it when it is lost, or to be given up. Signals are passed on to it.
 pub(crate) async fn under(
     held: &Held<'_>,
     what: &str,
     command: &[String],
     words: &[(&str, &str)],
+    give_up: impl Future<Output = String>,
     signals: &mut Signals,
 ) -> anyhow::Result<Ended> {
+    let mut give_up = std::pin::pin!(give_up);
+    let mut gives_up: Option<tokio::time::Instant> = None;
     let Held { guard: held, ttl } = *held;
     let margin = margin(ttl);
     // The clock is read first, so that it is none too long.
@@ -206,7 +217,24 @@ pub(crate) async fn under(
         tokio::select! {
             biased;
             why = held.lost() => break (why, until),
-            ended = leased.child.wait() => return Ok(Ended::Itself(code(ended?))),
+            ended = leased.child.wait() => {
+                let ended = ended?;
+                if gives_up.is_none() || stopped.is_some() {
+                    return Ok(Ended::Itself(code(ended)));
+                }
+                // What it has started is not to go on either.
+                leased.kill();
+                return Ok(Ended::GivenUp);
+            }
+            why = &mut give_up, if gives_up.is_none() => {
+                eprintln!("seawall: {what} {why}; the command is ended");
+                gives_up = Some(tokio::time::Instant::now() + GIVE_UP);
+                leased.signal(Signal::TERM);
+            }
+            () = tokio::time::sleep_until(gives_up.unwrap_or_else(tokio::time::Instant::now)), if gives_up.is_some() => {
+                leased.kill();
+                gives_up = Some(tokio::time::Instant::now() + GIVE_UP);
+            }
             stop = signals.recv() => {
                 stopped = Some(stop);
                 leased.signal(Signal::TERM);

@@ -10,9 +10,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::backend::view::CandidateView;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Released};
 use crate::class::{Fence, Fences};
+use crate::health::says;
 use crate::lock::{Guard, Lock};
 use crate::name::{ElectionName, LockName};
 use crate::session::{Session, SessionConfig, SessionError, Why};
@@ -304,6 +307,25 @@ pub struct Candidacy {
 pub async fn lead<B, F, T>(
     backend: B,
     candidacy: Candidacy,
+    work: impl FnMut(Arc<Leadership<B>>) -> F,
+) -> Result<T, SessionError>
+where
+    B: Elections,
+    F: Future<Output = ControlFlow<T>>,
+{
+    let (_always, healthy) = watch::channel(true);
+    lead_while(backend, candidacy, healthy, work).await
+}
+
+/// As [`lead`], but only while `healthy` is true: until then it does not stand, and when it is true no longer, it gives up its place,
+/// or drops the work where it stands and **then** resigns. [`watch_health`](crate::watch_health) makes such a channel of a check.
+///
+/// # Errors
+/// As [`lead`].
+pub async fn lead_while<B, F, T>(
+    backend: B,
+    candidacy: Candidacy,
+    mut healthy: watch::Receiver<bool>,
     mut work: impl FnMut(Arc<Leadership<B>>) -> F,
 ) -> Result<T, SessionError>
 where
@@ -317,11 +339,26 @@ where
             Ok(session) => {
                 let election = session.election(name.clone()).info(info.clone());
                 loop {
-                    match election.campaign(CAMPAIGN).await {
+                    says(&mut healthy, true).await;
+                    let campaigned = tokio::select! {
+                        campaigned = election.campaign(CAMPAIGN) => campaigned,
+                        // The place is given up in the background.
+                        () = says(&mut healthy, false) => continue,
+                    };
+                    match campaigned {
                         Ok(leadership) => {
                             let leadership = Arc::new(leadership);
                             pause = Duration::from_millis(20);
-                            let done = leadership.run(work(leadership.clone())).await;
+                            let done = tokio::select! {
+                                done = leadership.run(work(leadership.clone())) => done,
+                                () = says(&mut healthy, false) => {
+                                    tracing::warn!(election = %name, "is not healthy, and resigns");
+                                    if let Some(leadership) = Arc::into_inner(leadership) {
+                                        drop(leadership.resign().await);
+                                    }
+                                    continue;
+                                }
+                            };
                             match &done {
                                 // Whoever keeps a clone of it keeps leading.
                                 Ok(_) => match Arc::into_inner(leadership) {

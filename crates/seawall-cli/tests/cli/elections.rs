@@ -352,3 +352,53 @@ fn work_in_rust_ends_by_its_own_clock_and_begins_again_when_control_is_back() {
         assert_eq!(hears.recv().await.unwrap(), None);
     });
 }
+
+#[test]
+fn who_is_not_healthy_does_not_lead_and_stands_again_when_it_is() {
+    let site = Site::new(FILE);
+    let _control = site.control();
+    let at = site.control;
+    let leader = || get(at, "/v1/elections/e").json()["leader"]["owner"].clone();
+    let start = |owner: &str| {
+        let health = format!("test -e {owner}.fit");
+        let work =
+            format!("trap 'echo ended >> {owner}.log; exit 0' TERM; echo leads >> {owner}.log; sleep 600 & wait");
+        let args = [
+            "elect",
+            "e",
+            "--owner",
+            owner,
+            "--health",
+            &health,
+            "--health-interval",
+            "100ms",
+            "--health-failures",
+            "2",
+            "--",
+            "sh",
+            "-c",
+            &work,
+        ];
+        Holder::run(&site, &format!("{owner}.out"), &args)
+    };
+    let fit = |owner: &str, fit: bool| {
+        let file = site.dir.path().join(format!("{owner}.fit"));
+        if fit { std::fs::write(file, "").unwrap() } else { std::fs::remove_file(file).unwrap() }
+    };
+    let log = |owner: &str| std::fs::read_to_string(site.dir.path().join(format!("{owner}.log"))).unwrap_or_default();
+    let (a, _b) = (start("a"), start("b"));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(leader(), json!(null), "nobody is fit");
+    fit("a", true);
+    until("a leads", || leader() == "a" && log("a") == "leads\n");
+    fit("b", true);
+    until("b stands", || standing(at) == 1);
+    fit("a", false);
+    until("b leads", || leader() == "b" && log("b") == "leads\n");
+    // It was ended before the other began, and by itself.
+    assert_eq!(log("a"), "leads\nended\n");
+    assert!(a.out().contains("the check of its health fails"), "{}", a.out());
+    assert_eq!(standing(at), 0, "a does not stand");
+    fit("a", true);
+    until("a stands again", || standing(at) == 1);
+}

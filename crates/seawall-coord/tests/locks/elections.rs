@@ -2,7 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use seawall_coord::{Candidacy, ElectionName, Elections, HandOverError, HandedOver, Leadership, Observer, lead};
+use seawall_coord::{
+    Candidacy, ElectionName, Elections, HandOverError, HandedOver, Leadership, Observer, lead, lead_while,
+};
 
 use super::*;
 
@@ -19,6 +21,7 @@ on_each!(
     work_follows_the_leadership_and_never_overlaps,
     work_of_one_candidate_never_overlaps_even_when_it_is_forced_out,
     work_that_is_dropped_leads_no_more,
+    only_the_healthy_stand_and_lead,
     an_election_is_not_a_lock,
     what_became_of_a_hand_over_without_an_answer_is_found_out,
 );
@@ -405,4 +408,58 @@ async fn what_became_of_a_hand_over_without_an_answer_is_found_out(store: Arc<dy
     drop(leadership);
     assert!(a.check().is_ok());
     nobody_is_left(&backend, &store).await;
+}
+
+async fn only_the_healthy_stand_and_lead(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store.clone()).await.unwrap();
+    let working = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let leads = {
+        let (backend, working) = (backend.clone(), working.clone());
+        move |owner: &'static str, healthy: tokio::sync::watch::Receiver<bool>| {
+            let candidacy = Candidacy { name: election("e"), info: String::new(), session: config(owner, 5_000) };
+            let (backend, working) = (backend.clone(), working.clone());
+            tokio::spawn(async move {
+                let done: Result<(), _> = lead_while(backend, candidacy, healthy, |_| async {
+                    let work = Working(working.clone());
+                    assert_eq!(work.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0, "one at a time");
+                    std::future::pending::<()>().await;
+                    std::ops::ControlFlow::Continue(())
+                })
+                .await;
+                done.unwrap();
+            })
+        }
+    };
+    struct Working(Arc<std::sync::atomic::AtomicU64>);
+    impl Drop for Working {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let (a, healthy_a) = tokio::sync::watch::channel(false);
+    let (b, healthy_b) = tokio::sync::watch::channel(false);
+    let tasks = [leads("a", healthy_a), leads("b", healthy_b)];
+    let leader = async || backend.election(&election("e")).await.unwrap().leader.map(|leader| leader.owner);
+    let candidates = async || backend.election(&election("e")).await.unwrap().candidates.len();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(leader().await, None);
+    a.send_replace(true);
+    until("a leads", || async { leader().await.as_deref() == Some("a") }).await;
+    b.send_replace(true);
+    until("b stands", || async { candidates().await == 1 }).await;
+    for _ in 0..5 {
+        a.send_replace(false);
+        until("b leads", || async { leader().await.as_deref() == Some("b") }).await;
+        until("a is out of it", || async { candidates().await == 0 }).await;
+        a.send_replace(true);
+        until("a stands", || async { candidates().await == 1 }).await;
+        b.send_replace(false);
+        until("a leads", || async { leader().await.as_deref() == Some("a") }).await;
+        b.send_replace(true);
+        until("b stands", || async { candidates().await == 1 }).await;
+    }
+    // A candidate that is unhealthy while it waits gives up its place.
+    b.send_replace(false);
+    until("b is out of it", || async { candidates().await == 0 }).await;
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }
