@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,8 +20,15 @@ pub(crate) fn now() -> Moment {
     Moment(time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs())
 }
 
+/// A file that asks whoever is about to write to say so, and what it becomes then, with the process' number.
+pub(crate) const BAIT: &str = "bait";
+pub(crate) const CAUGHT: &str = "caught-";
+/// How long it waits then for being stopped.
+const LINGER: Duration = Duration::from_millis(500);
+
 struct Holder {
     name: String,
+    dir: PathBuf,
     events: Recorder,
     appends: File,
     fenced: File,
@@ -39,6 +46,7 @@ pub(crate) async fn live(url: &str, name: &str, dir: &Path) -> anyhow::Result<()
     let url: LocksUrl = url.parse()?;
     let mut holder = Holder {
         name: name.to_owned(),
+        dir: dir.to_owned(),
         events: Recorder::lines(append_to(&dir.join(format!("{name}.events")))?),
         appends: append_to(&dir.join(format!("{name}.appends")))?,
         fenced: append_to(&dir.join("fenced"))?,
@@ -93,17 +101,28 @@ impl Holder {
             }
             // Between the last look and the write: the gap that no lock closes.
             sleep(Duration::from_millis(fastrand::u64(0..10))).await;
-            self.append(&guard)?;
+            self.linger_if_baited().await;
+            self.append(&guard, attempt)?;
         }
         self.record(attempt, What::Releases);
         let _ = guard.release().await;
         Ok(())
     }
 
-    fn append(&mut self, guard: &Guard<AnyLocks>) -> anyhow::Result<()> {
-        let Some(fence) = guard.token().map(seawall_coord::Fence::get) else { return Ok(()) };
+    /// Says that it is about to write, if that is asked for, and gives time to be stopped.
+    async fn linger_if_baited(&self) {
+        if std::fs::rename(self.dir.join(BAIT), self.dir.join(format!("{CAUGHT}{}", std::process::id()))).is_ok() {
+            sleep(LINGER).await;
+        }
+    }
+
+    fn append(&mut self, guard: &Guard<AnyLocks>, attempt: u64) -> anyhow::Result<()> {
         self.values += 1;
-        let value = format!("{}-{}", self.name, self.values);
+        // By its first part it is known which holding of the lock wrote it.
+        let value = format!("{}.{attempt}-{}", self.name, self.values);
+        let Some(fence) = guard.token().map(seawall_coord::Fence::get) else {
+            return write_line(&mut self.unfenced, &Line { fence: 0, value });
+        };
         let mut append = Append { process: self.name.clone(), fence, value, at: now(), outcome: Outcome::Unknown };
         // First as unknown: it may be killed before it knows.
         write_line(&mut self.appends, &append)?;

@@ -13,6 +13,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// Every backend.
+const ALL: &str = "embedded,etcd,zookeeper,postgres,advisory,redis,redlock";
+
 #[derive(Parser)]
 #[command(about = "Faults against holders of locks, and the checkers over what they did")]
 struct Cli {
@@ -27,7 +30,7 @@ enum Command {
         /// How long, for each backend; at least 10.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// Which: embedded, etcd, redis, postgres, zookeeper; several with commas, or all.
+        /// Which: embedded, etcd, zookeeper, postgres, advisory, redis, redlock; several with commas, or all.
         #[arg(long, default_value = "embedded,etcd")]
         backend: String,
         /// Of the faults; a random one unless set. The processes' own timing is not in it.
@@ -52,11 +55,18 @@ fn main() -> anyhow::Result<ExitCode> {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
             println!("SEAWALL_SEED={seed}");
             fastrand::seed(seed);
-            let backends = if backend == "all" { "embedded,etcd,redis,postgres,zookeeper".into() } else { backend };
+            let backends = if backend == "all" { ALL.to_owned() } else { backend };
             let mut wrong = false;
             println!("{}", round::HEADER);
+            let mut verdicts = Vec::new();
             for name in backends.split(',') {
-                wrong |= round::torment(name, seconds)?;
+                let verdict = round::torment(name, seconds)?;
+                wrong |= verdict.wrong;
+                verdicts.push((name, verdict.text));
+            }
+            println!();
+            for (name, text) in verdicts {
+                println!("{name:<10} {text}");
             }
             Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }

@@ -15,11 +15,14 @@ pub(crate) struct Target {
     suffix: &'static str,
     /// Whether its locks come with tokens that only grow.
     pub(crate) fenced: bool,
+    /// Whether the lock of a process that is stopped goes to another in time.
+    pub(crate) expires: bool,
 }
 
 enum Kind {
     Control(Control),
     Server(Server),
+    Several(Vec<Server>),
 }
 
 struct Control {
@@ -30,38 +33,50 @@ struct Control {
 
 impl Target {
     pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
-        let server = |server, scheme, suffix, fenced| Self { kind: Kind::Server(server), scheme, suffix, fenced };
+        let server =
+            |server, scheme, suffix, fenced| Self { kind: Kind::Server(server), scheme, suffix, fenced, expires: true };
         Ok(match name {
             "embedded" => {
                 let control = Control::start()?;
-                Self { kind: Kind::Control(control), scheme: "control://", suffix: "", fenced: true }
+                Self { kind: Kind::Control(control), scheme: "control://", suffix: "", fenced: true, expires: true }
             }
             "etcd" => server(Server::etcd(), "etcd://", "/chaos", true),
             "redis" => server(Server::redis(), "redis://", "", false),
             "postgres" => server(Server::postgres(), "postgres://postgres@", "/postgres", true),
+            "advisory" => {
+                let target = server(Server::postgres(), "postgres+advisory://postgres@", "/postgres", false);
+                Self { expires: false, ..target }
+            }
+            "redlock" => {
+                let kind = Kind::Several(Server::redis_several(5, &[]));
+                Self { kind, scheme: "redlock://", suffix: "", fenced: false, expires: true }
+            }
             "zookeeper" => server(Server::zookeeper(), "zookeeper://", "/chaos", true),
-            _ => bail!("`{name}` is none of embedded, etcd, redis, postgres, zookeeper"),
+            _ => bail!("`{name}` is none of embedded, etcd, zookeeper, postgres, advisory, redis, redlock"),
         })
     }
 
-    fn addr(&self) -> SocketAddr {
+    fn addrs(&self) -> Vec<SocketAddr> {
         match &self.kind {
-            Kind::Control(control) => control.addr,
-            Kind::Server(server) => server.addr(),
+            Kind::Control(control) => vec![control.addr],
+            Kind::Server(server) => vec![server.addr()],
+            Kind::Several(servers) => servers.iter().map(Server::addr).collect(),
         }
     }
 
-    /// A way to it that can be cut, and its address through that.
-    pub(crate) fn through(&self) -> (Proxy, String) {
-        let proxy = Proxy::to(self.addr());
-        let url = format!("{}{}{}", self.scheme, proxy.addr(), self.suffix);
-        (proxy, url)
+    /// A way to each of its servers that can be cut, and its address through those.
+    pub(crate) fn through(&self) -> (Vec<Proxy>, String) {
+        let proxies: Vec<_> = self.addrs().into_iter().map(Proxy::to).collect();
+        let addrs: Vec<_> = proxies.iter().map(|proxy| proxy.addr().to_string()).collect();
+        let url = format!("{}{}{}", self.scheme, addrs.join(","), self.suffix);
+        (proxies, url)
     }
 
     pub(crate) fn pause(&self) -> anyhow::Result<()> {
         match &self.kind {
             Kind::Control(control) => signal(&control.child, Signal::STOP)?,
             Kind::Server(server) => server.pause(),
+            Kind::Several(servers) => servers.iter().take(servers.len() / 2).for_each(Server::pause),
         }
         Ok(())
     }
@@ -70,6 +85,7 @@ impl Target {
         match &self.kind {
             Kind::Control(control) => signal(&control.child, Signal::CONT)?,
             Kind::Server(server) => server.resume(),
+            Kind::Several(servers) => servers.iter().take(servers.len() / 2).for_each(Server::resume),
         }
         Ok(())
     }
@@ -79,6 +95,10 @@ impl Target {
         match &mut self.kind {
             Kind::Control(control) => control.restart()?,
             Kind::Server(server) => server.restart(),
+            Kind::Several(servers) => {
+                let index = fastrand::usize(..servers.len());
+                servers[index].restart();
+            }
         }
         Ok(())
     }

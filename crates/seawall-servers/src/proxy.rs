@@ -81,7 +81,10 @@ impl Shared {
             if self.ended.load(Ordering::SeqCst) {
                 return;
             }
-            if let Err(error) = self.clone().join(client) {
+            // A server that is down refuses, which is what the client is to see.
+            if let Err(error) = self.clone().join(client)
+                && error.kind() != std::io::ErrorKind::ConnectionRefused
+            {
                 eprintln!("proxy to {}: {error}", self.to);
             }
         }
