@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use seawall_coord::{
-    BackendError, ClaimError, ElectionName, HealthConfig, Owner, Remote, Session, SessionConfig, SessionError,
+    AnyLocks, BackendError, ClaimError, ElectionName, HealthConfig, Owner, Session, SessionConfig, SessionError,
 };
 use seawall_drain::{Signals, Stop};
 use seawall_types::Period;
 use tokio::sync::watch;
 
-use crate::ask::Which;
+use crate::backend::{self, Where};
 use crate::lock::{self, BUSY, Ended, Held, UNAVAILABLE, say};
 use crate::process;
 
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3, requires = "health", value_name = "N")]
     health_failures: u32,
     #[command(flatten)]
-    which: Which,
+    place: Where,
     /// The command and its arguments. It finds the term in SEAWALL_TERM and in SEAWALL_FENCING_TOKEN, and the election's name
     /// in SEAWALL_ELECTION.
     #[arg(required = true, last = true)]
@@ -76,7 +76,11 @@ enum Stood {
 async fn stand(args: Args) -> anyhow::Result<i32> {
     // Before anything is held: a signal that nobody listens for ends the process.
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
-    let control = Remote::new([args.which.addr()?]);
+    let control = match args.place.open().await {
+        Ok(backend) => backend,
+        Err(backend::Unopened::Down(why)) => return Ok(say(UNAVAILABLE, &why)),
+        Err(backend::Unopened::Wrong(error)) => return Err(error),
+    };
     let config = lock::config(args.owner.clone(), args.ttl.get());
     let mut health = watch_health(&args);
     let mut begun = false;
@@ -115,7 +119,11 @@ enum Unopened {
     Error(SessionError),
 }
 
-async fn open(control: &Remote, config: &SessionConfig, signals: &mut Signals) -> Result<Session<Remote>, Unopened> {
+async fn open(
+    control: &AnyLocks,
+    config: &SessionConfig,
+    signals: &mut Signals,
+) -> Result<Session<AnyLocks>, Unopened> {
     tokio::select! {
         session = Session::open(control.clone(), config.clone()) => session.map_err(Unopened::Error),
         stop = signals.recv() => Err(Unopened::Stopped(stop)),
@@ -151,7 +159,7 @@ async fn says(health: &mut watch::Receiver<bool>, fit: bool) {
 /// Stands and leads for as long as the session lives.
 async fn lead(
     args: &Args,
-    session: Session<Remote>,
+    session: Session<AnyLocks>,
     health: &mut watch::Receiver<bool>,
     signals: &mut Signals,
 ) -> anyhow::Result<Stood> {
@@ -194,9 +202,10 @@ async fn lead(
             Err(ClaimError::Backend(error @ BackendError::Refused { .. })) => return Err(error.into()),
             Err(error) => return Ok(Stood::Again(error.to_string())),
         };
-        let term = leadership.term().to_string();
-        let words =
-            [("SEAWALL_TERM", &*term), ("SEAWALL_FENCING_TOKEN", &*term), ("SEAWALL_ELECTION", args.name.as_str())];
+        let term = leadership.guard().token().map(|term| term.to_string());
+        let mut words = vec![("SEAWALL_ELECTION", args.name.as_str())];
+        let term = term.as_deref();
+        words.extend(term.into_iter().flat_map(|term| [("SEAWALL_TERM", term), ("SEAWALL_FENCING_TOKEN", term)]));
         let held = Held { guard: leadership.guard(), ttl: args.ttl.get() };
         let unfit = async {
             says(health, false).await;

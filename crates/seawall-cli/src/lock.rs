@@ -14,19 +14,19 @@ use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 use seawall_coord::{
-    BackendError, Boot, ClaimError, Clock, Guard, LockName, Owner, Remote, Session, SessionConfig, SessionError,
+    AnyLocks, BackendError, Boot, ClaimError, Clock, Guard, LockName, Owner, Session, SessionConfig, SessionError,
 };
 use seawall_drain::{Signals, Stop};
 use seawall_types::Period;
 use tokio::process::Child;
 
-use crate::ask::Which;
+use crate::backend::{Unopened, Where};
 use crate::{guard, process};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Exit codes: the command's own; 128 and the signal's number if it died by one; 69 control does not \
-answer; 70 the lock was lost and the command ended; 75 the lock was not free in time."
+    after_help = "Exit codes: the command's own; 128 and the signal's number if it died by one; 69 control, or the backend, does \
+not answer; 70 the lock was lost and the command ended; 75 the lock was not free in time."
 )]
 pub(crate) struct Args {
     /// The lock: up to 255 bytes, no `/`.
@@ -60,9 +60,9 @@ pub(crate) struct Args {
     #[arg(long)]
     owner: Option<Owner>,
     #[command(flatten)]
-    which: Which,
-    /// The command and its arguments. It finds its fencing token in SEAWALL_FENCING_TOKEN and the lock's name in
-    /// SEAWALL_LOCK.
+    place: Where,
+    /// The command and its arguments. It finds its fencing token in SEAWALL_FENCING_TOKEN, if the backend has any, and the lock's
+    /// name in SEAWALL_LOCK.
     #[arg(required = true, last = true)]
     command: Vec<String>,
 }
@@ -97,7 +97,12 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
     let ttl = args.ttl.get();
     let config = config(args.owner.clone(), ttl);
-    let session = match Session::open(Remote::new([args.which.addr()?]), config).await {
+    let backend = match args.place.open().await {
+        Ok(backend) => backend,
+        Err(Unopened::Down(why)) => return Ok(say(UNAVAILABLE, &why)),
+        Err(Unopened::Wrong(error)) => return Err(error),
+    };
+    let session = match Session::open(backend, config).await {
         Ok(session) => session,
         Err(SessionError::Backend(error)) if error.retryable() => return Ok(say(UNAVAILABLE, &error)),
         Err(error) => return Err(error.into()),
@@ -123,8 +128,9 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
             return Ok(say(code, &format!("lock `{}`: {error}", args.name)));
         }
     };
-    let fence = held.fence().to_string();
-    let words = [("SEAWALL_FENCING_TOKEN", &*fence), ("SEAWALL_LOCK", args.name.as_str())];
+    let fence = held.token().map(|fence| fence.to_string());
+    let mut words = vec![("SEAWALL_LOCK", args.name.as_str())];
+    words.extend(fence.as_deref().map(|fence| ("SEAWALL_FENCING_TOKEN", fence)));
     let what = format!("lock `{}`", args.name);
     let code =
         match under(&Held { guard: &held, ttl }, &what, &args.command, &words, std::future::pending(), &mut signals)
@@ -146,7 +152,7 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
 }
 
 /// Claims the lock in the manner that was asked for.
-async fn claim(session: &Session<Remote>, args: &Args, wait: Duration) -> Result<Guard<Remote>, ClaimError> {
+async fn claim(session: &Session<AnyLocks>, args: &Args, wait: Duration) -> Result<Guard<AnyLocks>, ClaimError> {
     let (name, info) = (args.name.clone(), shown(&args.command));
     if let Some(limit) = args.permits {
         return session.semaphore(name, limit).info(info).acquire_within(args.take, wait).await;
@@ -180,7 +186,7 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// What a command runs under.
 pub(crate) struct Held<'a> {
     /// Held.
-    pub(crate) guard: &'a Guard<Remote>,
+    pub(crate) guard: &'a Guard<AnyLocks>,
     /// The time to live of its session.
     pub(crate) ttl: Duration,
 }
@@ -268,7 +274,7 @@ pub(crate) fn code(ended: ExitStatus) -> i32 {
 }
 
 /// What is not confirmed ends by its time to live.
-pub(crate) async fn close(session: Session<Remote>) {
+pub(crate) async fn close(session: Session<AnyLocks>) {
     if let Err(error) = session.close().await {
         eprintln!("seawall: the end of the session was not confirmed, it ends by itself: {error}");
     }

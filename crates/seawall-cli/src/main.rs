@@ -2,6 +2,7 @@
 
 mod admin;
 mod ask;
+mod backend;
 mod config;
 mod control;
 mod cron;

@@ -15,6 +15,7 @@ use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Rel
 use crate::class::{BestEffort, Class, Fenced, LeaseOnly};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
+use crate::sharing::{Manner, SharedLocks};
 
 /// What somebody needs of a lock, from most to least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,6 +318,11 @@ impl AnyLocks {
         }
     }
 
+    fn unshared(&self) -> BackendError {
+        let why = "it has neither readers and writers nor permits nor delays; control:// and etcd:// have";
+        BackendError::Refused { backend: self.name(), why: why.into() }
+    }
+
     /// An error for a session of another backend, which only a mistake in the program can bring here.
     fn foreign(&self) -> BackendError {
         BackendError::Refused { backend: self.name(), why: "the session is of another backend".into() }
@@ -379,6 +385,36 @@ impl Elections for AnyLocks {
         seen: Option<&Option<CandidateView>>,
     ) -> Result<Option<CandidateView>, BackendError> {
         each!(self, |backend| Box::pin(backend.changed(name, seen)).await)
+    }
+}
+
+impl SharedLocks for AnyLocks {
+    /// Beside the usual manner only at control and in a store.
+    async fn claim_as(
+        &self,
+        lease: &AnyLease,
+        want: &Want,
+        manner: &Manner,
+        patience: Duration,
+    ) -> Result<Claim, ClaimError> {
+        match (self, lease) {
+            (Self::Control(backend), AnyLease::Control(lease)) => {
+                Box::pin(backend.claim_as(lease, want, manner, patience)).await
+            }
+            (Self::Store(backend), AnyLease::Store(lease)) => {
+                Box::pin(backend.claim_as(lease, want, manner, patience)).await
+            }
+            _ if *manner == Manner::default() => self.claim(lease, want, patience).await,
+            _ => Err(self.unshared().into()),
+        }
+    }
+
+    async fn downgrade(&self, lease: &AnyLease, claim: &Claim) -> Result<bool, BackendError> {
+        match (self, lease) {
+            (Self::Control(backend), AnyLease::Control(lease)) => backend.downgrade(lease, claim).await,
+            (Self::Store(backend), AnyLease::Store(lease)) => backend.downgrade(lease, claim).await,
+            _ => Err(self.unshared()),
+        }
     }
 }
 
