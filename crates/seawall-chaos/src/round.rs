@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
-use seawall_histories::{Append, Event, Line, Rule, Violation, fences, holds, overlaps, read, register};
+use seawall_histories::{Append, Event, Line, Moment, Rule, Violation, fences, holds, overlaps, read, register};
 use seawall_servers::Proxy;
 
 use crate::holder::{BAIT, CAUGHT, TTL, now};
@@ -45,7 +45,11 @@ const FAULTS: [(Fault, &str); 6] = [
 /// Processes that are killed when dropped.
 struct Holders {
     running: Vec<(Child, Vec<Proxy>, String)>,
+    /// Of those that run.
+    names: Vec<String>,
     started: usize,
+    /// Which of them were killed, and when: whoever is dead holds nothing.
+    dead: BTreeMap<String, Moment>,
 }
 
 impl Holders {
@@ -81,8 +85,8 @@ pub(crate) fn torment(backend: &str, seconds: u64) -> anyhow::Result<Verdict> {
     let (mut wrong, mut all, mut late) = (false, 0, 0);
     for (fault, name) in FAULTS {
         let dir = tempfile::tempdir()?;
-        let (faults, healed) = storm(&mut target, fault, each, dir.path())?;
-        let Found { holds, appends, violations, unfenced } = judge(dir.path(), target.fenced, healed)?;
+        let (faults, healed, dead) = storm(&mut target, fault, each, dir.path())?;
+        let Found { holds, appends, violations, unfenced } = judge(dir.path(), target.fenced, healed, &dead)?;
         let count = violations.len();
         (all, late) = (all + count, late + unfenced);
         println!("{backend:<10} {name:<22} {faults:>6} {holds:>7} {appends:>8} {count:>11}  {unfenced}");
@@ -111,12 +115,13 @@ fn storm(
     fault: Fault,
     duration: Duration,
     dir: &Path,
-) -> anyhow::Result<(usize, seawall_histories::Moment)> {
-    let mut holders = Holders { running: Vec::new(), started: 0 };
+) -> anyhow::Result<(usize, Moment, BTreeMap<String, Moment>)> {
+    let mut holders = Holders { running: Vec::new(), names: Vec::new(), started: 0, dead: BTreeMap::new() };
     for _ in 0..HOLDERS {
         let (proxy, url) = target.through();
         let child = holders.spawn(&url, dir)?;
         holders.running.push((child, proxy, url));
+        holders.names.push(format!("p{}", holders.started));
     }
     let end = Instant::now() + duration;
     let mut faults = 0;
@@ -135,10 +140,13 @@ fn storm(
                 signal(&holders.running[index].0, Signal::CONT)?;
             }
             Fault::HoldersKilled => {
+                let dead = (holders.names[index].clone(), now());
                 holders.running[index].0.kill()?;
                 holders.running[index].0.wait()?;
                 let url = holders.running[index].2.clone();
+                holders.dead.extend([dead]);
                 holders.running[index].0 = holders.spawn(&url, dir)?;
+                holders.names[index] = format!("p{}", holders.started);
             }
             Fault::HoldersCutOff => {
                 let (proxies, cut) = (&holders.running[index].1, fastrand::bool());
@@ -157,7 +165,7 @@ fn storm(
     let healed = now();
     let _ = std::fs::remove_file(dir.join(BAIT));
     sleep(CALM);
-    Ok((faults, healed))
+    Ok((faults, healed, std::mem::take(&mut holders.dead)))
 }
 
 /// Stops the holder of the lock in the gap that no lock closes, and lets it go on when somebody else has written.
@@ -222,7 +230,7 @@ fn lines<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> anyhow::Result<Vec
     read(file).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
 }
 
-fn judge(dir: &Path, fenced: bool, healed: seawall_histories::Moment) -> anyhow::Result<Found> {
+fn judge(dir: &Path, fenced: bool, healed: Moment, dead: &BTreeMap<String, Moment>) -> anyhow::Result<Found> {
     let mut events: Vec<Event> = Vec::new();
     // The last word about each counts.
     let mut appends: BTreeMap<String, Append> = BTreeMap::new();
@@ -237,7 +245,12 @@ fn judge(dir: &Path, fenced: bool, healed: seawall_histories::Moment) -> anyhow:
         }
     }
     let appends: Vec<_> = appends.into_values().collect();
-    let holds = holds(&events);
+    let mut holds = holds(&events);
+    for hold in &mut holds {
+        if let Some(death) = dead.get(&hold.process) {
+            hold.until = hold.until.min(*death);
+        }
+    }
     let mut violations = overlaps(&holds, 1);
     if fenced {
         violations.extend(fences(&holds));
