@@ -36,6 +36,13 @@ pub(crate) struct Args {
     /// What others see of the leader, say its address. Default: the command.
     #[arg(long)]
     info: Option<String>,
+    /// Who of the candidates leads next: the highest, and among equals who has stood longest. A leader stays, whoever comes,
+    /// but for --preempt. Where the backend lists no candidates, as Redlock and postgres+advisory, 0 is the only one.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    priority: i32,
+    /// End COMMAND and hand over once a candidate of a higher priority has stood for this long; 100ms or more. Default: never.
+    #[arg(long, value_name = "TIME", value_parser = preempt)]
+    preempt: Option<Period>,
     /// Stand and lead only while this shell command exits with 0. It is run again and again; one that takes longer than 2 s has
     /// failed. Who is not fit ends COMMAND and resigns, and rests for longer each time before standing again.
     #[arg(long, value_name = "CHECK")]
@@ -58,6 +65,14 @@ pub(crate) struct Args {
 const CAMPAIGN: Duration = Duration::from_secs(3600);
 /// The longest pause before it stands again when control does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
+
+fn preempt(text: &str) -> Result<Period, String> {
+    let period: Period = text.parse()?;
+    if period.get() < Duration::from_millis(100) {
+        return Err("the leader would ask who stands all the time: 100ms is the shortest".to_owned());
+    }
+    Ok(period)
+}
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let runtime = process::runtime()?;
@@ -164,7 +179,7 @@ async fn lead(
     signals: &mut Signals,
 ) -> anyhow::Result<Stood> {
     let info = args.info.clone().unwrap_or_else(|| lock::shown(&args.command));
-    let election = session.election(args.name.clone()).info(info);
+    let election = session.election(args.name.clone()).info(info).priority(args.priority);
     let what = format!("the leadership of `{}`", args.name);
     loop {
         let wait = args.wait.map_or(CAMPAIGN, Period::get);
@@ -207,11 +222,24 @@ async fn lead(
         let term = term.as_deref();
         words.extend(term.into_iter().flat_map(|term| [("SEAWALL_TERM", term), ("SEAWALL_FENCING_TOKEN", term)]));
         let held = Held { guard: leadership.guard(), ttl: args.ttl.get() };
-        let unfit = async {
-            says(health, false).await;
-            "is given up: the check of its health fails".to_owned()
+        let mut above = None;
+        let given_up = async {
+            let outranked = async {
+                match args.preempt {
+                    Some(period) => election.outranked(period.get()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = says(health, false) => "is given up: the check of its health fails".to_owned(),
+                next = outranked => {
+                    let why = format!("is handed over to {next}, of priority {}", next.priority);
+                    above = Some(next);
+                    why
+                }
+            }
         };
-        match lock::under(&held, &what, &args.command, &words, unfit, signals).await? {
+        match lock::under(&held, &what, &args.command, &words, given_up, signals).await? {
             Ended::Itself(code) => {
                 if let Err(error) = leadership.resign().await {
                     eprintln!("seawall: the resignation from `{}` was not confirmed: {error}", args.name);
@@ -220,7 +248,10 @@ async fn lead(
                 return Ok(Stood::Exit(code));
             }
             Ended::GivenUp => {
-                if let Err(error) = leadership.resign().await {
+                if let Some(above) = above {
+                    // If that one has gone meanwhile, this one has resigned.
+                    drop(leadership.hand_over(&above.session).await);
+                } else if let Err(error) = leadership.resign().await {
                     eprintln!("seawall: the resignation from `{}` was not confirmed: {error}", args.name);
                 }
             }

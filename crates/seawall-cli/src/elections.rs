@@ -58,6 +58,14 @@ fn since(candidate: &CandidateView) -> String {
     time(i64::try_from(candidate.since_ms).unwrap_or(i64::MAX))
 }
 
+/// A candidate with its priority, if it has any.
+fn ranked(candidate: &CandidateView) -> String {
+    match candidate.priority {
+        0 => candidate.to_string(),
+        priority => format!("{candidate}, priority {priority},"),
+    }
+}
+
 fn list(which: &Which) -> anyhow::Result<()> {
     let elections: Vec<ElectionView> = which.get("/v1/elections")?;
     println!("{:<24} {:<24} {:<18} {:<22} CANDIDATES", "ELECTION", "LEADER", "TERM", "STANDS SINCE");
@@ -81,10 +89,12 @@ fn show(which: &Which, name: &ElectionName) -> anyhow::Result<()> {
     let election: Shown = which.get(&path(name))?;
     match &election.leader {
         None => println!("nobody leads {name}"),
-        Some(leader) => println!("{name} is led by {leader}, standing since {}  {}", since(leader), leader.info),
+        Some(leader) => {
+            println!("{name} is led by {}, standing since {}  {}", ranked(leader), since(leader), leader.info)
+        }
     }
     for (n, candidate) in election.candidates.iter().enumerate() {
-        println!("  {:>3}. stands: {candidate} since {}  {}", n + 1, since(candidate), candidate.info);
+        println!("  {:>3}. stands: {} since {}  {}", n + 1, ranked(candidate), since(candidate), candidate.info);
     }
     for Audit { by, why, at_ms, holder } in &election.forced {
         println!("  {} {} was removed in term {} by {by}: {why}", time(*at_ms), holder.owner, holder.fence);

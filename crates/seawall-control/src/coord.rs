@@ -480,6 +480,8 @@ struct NewClaim {
     kind: Kind,
     #[serde(default)]
     delay: Period,
+    #[serde(default)]
+    priority: i32,
 }
 
 fn claimed(claim: &Claim, held: bool) -> Json<Value> {
@@ -493,14 +495,19 @@ async fn claim(
     body: Result<Json<NewClaim>, JsonRejection>,
 ) -> Result<Json<Value>, Problem> {
     let Params(Wait { wait }) = wait.map_err(|problem| Problem::invalid(problem.1))?;
-    let Json(NewClaim { session, info, kind, delay }) = body?;
+    let Json(NewClaim { session, info, kind, delay, priority }) = body?;
+    if priority != 0 && name.election().is_none() {
+        return Err(Problem::invalid(
+            "a `priority` is for candidates of an election: locks are first come, first served",
+        ));
+    }
     let lease = lease(&session)?;
     let owner = coord.backend.session(&lease).await?;
     if !coord.places().enter(token) {
         return Err(Problem::new(StatusCode::GONE, "removed", "a claim with this token was withdrawn"));
     }
     let mut request = Request { coord: coord.clone(), lease, name: name.clone(), token, left: Left::Queued };
-    let want = Want { name, token, info };
+    let want = Want { name, token, info, priority };
     let manner = Manner { kind, delay: delay.get() };
     let began = std::time::Instant::now();
     tokio::select! {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::remote::Remote;
 use crate::backend::store::{StoreBackend, StoreLease};
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{BestEffort, Class, Fenced, LeaseOnly};
 use crate::election::{Elections, HandedOver};
@@ -371,6 +371,14 @@ impl Backend for AnyLocks {
 }
 
 impl Elections for AnyLocks {
+    fn prioritises(&self) -> bool {
+        each!(self, |backend| backend.prioritises())
+    }
+
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        each!(self, |backend| Box::pin(backend.election(name)).await)
+    }
+
     async fn publish(&self, lease: &AnyLease, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         both!(self, lease, |backend, lease| Box::pin(backend.publish(lease, claim, info)).await, else Err(self.foreign()))
     }

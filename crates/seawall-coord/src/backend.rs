@@ -65,6 +65,16 @@ pub struct Want {
     pub token: Token,
     /// Shown to those who ask who holds it; at most [`MAX_INFO`] bytes, may be empty.
     pub info: String,
+    /// Of a candidate: a higher one leads before a lower. The queue's order is the same for all; see
+    /// [`Election::campaign`](crate::Election::campaign).
+    pub priority: i32,
+}
+
+impl Want {
+    /// A lock, by a new token, of which nothing more is said.
+    pub fn new(name: LockName) -> Self {
+        Self { name, token: Token::random(), info: String::new(), priority: 0 }
+    }
 }
 
 /// The most that a claim may say about itself, in bytes.

@@ -138,7 +138,15 @@ mod tests {
         let view = |(session, kind): &(u8, Kind)| {
             *number += 1;
             let (owner, session) = (format!("o{session}"), format!("s{session}"));
-            ClaimView { owner, session, fence: Fence::new(*number), since_ms: 0, info: String::new(), kind: *kind }
+            ClaimView {
+                owner,
+                session,
+                fence: Fence::new(*number),
+                since_ms: 0,
+                info: String::new(),
+                kind: *kind,
+                priority: 0,
+            }
         };
         LockView::of(LockName::try_new(name).unwrap(), claims.iter().map(view).collect())
     }

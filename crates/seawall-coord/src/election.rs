@@ -2,28 +2,26 @@
 //!
 //! So all that is true of locks is true here: at most one leader at a time that goes by its handle, terms that only grow, a
 //! leader that knows of its loss by its own clock before anybody else can lead. The candidates are the lock's queue; who has
-//! stood longest leads next, unless the leader hands over to another by name.
+//! stood longest leads next, unless the leader hands over to another by name. Priorities are made of the same: whoever comes to
+//! lead looks whether a candidate of a higher priority stands, and hands over to it before anybody hears of the leadership.
 
 use std::fmt;
 use std::future::Future;
-use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Released};
 use crate::class::{Fence, Fences};
-use crate::health::says;
-use crate::lock::{Guard, Lock};
+use crate::lock::{Guard, Lock, MAX_PATIENCE};
 use crate::name::{ElectionName, LockName};
-use crate::session::{Session, SessionConfig, SessionError, Why};
+use crate::session::{Session, Why};
 
-/// The longest pause between two tries to stand again.
+/// The longest pause between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long one campaign of [`lead`] waits before it looks again whether its session lives.
-const CAMPAIGN: Duration = Duration::from_secs(3600);
+/// The shortest time between two looks for a candidate of a higher priority.
+const MIN_PREEMPT: Duration = Duration::from_millis(100);
 
 /// What became of a hand-over at the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +37,14 @@ pub enum HandedOver {
 /// A backend that can elect: whose claims can be rewritten, passed on and watched. All calls are bounded in time by the
 /// backend itself, but for [`Elections::changed`].
 pub trait Elections: Backend {
+    /// Whether candidates can have priorities: whether they are known to each other and a leader can hand over to one.
+    fn prioritises(&self) -> bool {
+        true
+    }
+
+    /// The leader and the candidates; an election that nobody stands in has neither.
+    fn election(&self, name: &ElectionName) -> impl Future<Output = Result<ElectionView, BackendError>> + Send;
+
     /// Writes anew what a claim says about itself, at most [`MAX_INFO`](crate::MAX_INFO) bytes; false when the claim is gone.
     /// Can be repeated.
     fn publish(
@@ -72,6 +78,7 @@ pub struct Election<B: Elections> {
     session: Session<B>,
     name: ElectionName,
     lock: Lock<B>,
+    priority: i32,
 }
 
 impl<B: Elections> fmt::Debug for Election<B> {
@@ -84,7 +91,7 @@ impl<B: Elections> Session<B> {
     /// An election of this session. Asks nobody for anything yet.
     pub fn election(&self, name: ElectionName) -> Election<B> {
         let lock = self.lock(LockName::of_election(&name));
-        Election { session: self.clone(), name, lock }
+        Election { session: self.clone(), name, lock, priority: 0 }
     }
 }
 
@@ -96,19 +103,96 @@ impl<B: Elections> Election<B> {
         self
     }
 
+    /// The same with a priority. When the place becomes free, the candidate with the highest leads next; among equals the one
+    /// that has stood longest. A leader is never deposed for its priority; see [`Candidacy::preempt`](crate::Candidacy::preempt) for one that steps down.
+    /// Default 0. Advisory locks of PostgreSQL and several Redis know of no candidates, and so of no priorities.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.lock = self.lock.priority(priority);
+        self.priority = priority;
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &ElectionName {
         &self.name
     }
 
     /// Stands for election and waits at most for `patience` (a day at most; zero leads only if nobody does). A candidate that
-    /// is passed over by a hand-over queues anew by itself. Cancel safe: a dropped future stands no more, and the session's
-    /// thread clears up what it leaves.
+    /// is passed over by a hand-over queues anew by itself, and one whose turn it is while another of a higher priority stands
+    /// hands over to it and queues anew: for that moment, others see it lead. Cancel safe: a dropped future stands no more, and
+    /// the session's thread clears up what it leaves.
     ///
     /// # Errors
-    /// [`ClaimError`]; its `holder` is the leader.
+    /// [`ClaimError`]; its `holder` is the leader. [`BackendError::Refused`] for a priority where the backend knows of none.
     pub async fn campaign(&self, patience: Duration) -> Result<Leadership<B>, ClaimError> {
-        Ok(Leadership { guard: self.lock.acquire_within(patience).await? })
+        let backend = &self.session.inner.backend;
+        if self.priority != 0 && !backend.prioritises() {
+            let why = "candidates do not know of each other here, so that none can have a priority".to_owned();
+            return Err(BackendError::Refused { backend: backend.name(), why }.into());
+        }
+        let until = Instant::now() + patience.min(MAX_PATIENCE);
+        loop {
+            let guard = self.lock.acquire_within(until.saturating_duration_since(Instant::now())).await?;
+            if let Some(leadership) = self.unless_outranked(Leadership { guard }).await? {
+                return Ok(leadership);
+            }
+        }
+    }
+
+    /// Gives a leadership that has just begun to the candidate of the highest priority, if that is higher than its own. A
+    /// priority is a wish and no promise: where the backend does not say who stands, this one leads.
+    async fn unless_outranked(&self, mut leadership: Leadership<B>) -> Result<Option<Leadership<B>>, ClaimError> {
+        // Whoever was seen to stand may have gone. It is looked again, a few times.
+        for _ in 0..3 {
+            let Some(above) = self.outranking().await else { break };
+            leadership = match leadership.hand_over(&above.session).await {
+                Ok(_) => return Ok(None),
+                Err(HandOverError::NoCandidate { leadership, .. }) => leadership,
+                Err(HandOverError::Lost(Why::Removed)) => return Ok(None),
+                Err(HandOverError::Lost(why)) => return Err(ClaimError::Lost(why)),
+                Err(HandOverError::Backend { error: BackendError::Unknown { .. }, leadership }) => {
+                    // It may have been done. Either way it is given up.
+                    drop(leadership.resign().await);
+                    return Ok(None);
+                }
+                Err(HandOverError::Backend { error, leadership }) => {
+                    tracing::debug!(%error, election = %self.name, "leads before a candidate of a higher priority");
+                    return Ok(Some(leadership));
+                }
+            };
+        }
+        Ok(Some(leadership))
+    }
+
+    /// The candidate that is to lead rather than this one.
+    async fn outranking(&self) -> Option<CandidateView> {
+        let backend = &self.session.inner.backend;
+        if !backend.prioritises() {
+            return None;
+        }
+        match backend.election(&self.name).await {
+            Ok(election) => election.above(self.priority).cloned(),
+            Err(error) => {
+                tracing::debug!(%error, election = %self.name, "who stands is not known");
+                None
+            }
+        }
+    }
+
+    /// Resolves with a candidate of a higher priority that has stood for at least `period`, and for less than twice as long: it
+    /// was seen by two looks in a row. For a leader that steps down for it. A backend that does not answer is asked again
+    /// the next time. Cancel safe.
+    pub async fn outranked(&self, period: Duration) -> CandidateView {
+        let mut last = None;
+        loop {
+            tokio::time::sleep(period.max(MIN_PREEMPT)).await;
+            let above = self.outranking().await;
+            match (above, &last) {
+                (Some(above), Some(seen)) if above.session == *seen => return above,
+                (above, _) => last = above.map(|above| above.session),
+            }
+        }
     }
 
     /// Sees one leader after the other. Needs no candidacy.
@@ -282,110 +366,5 @@ impl<B: Elections> Observer<B> {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// For what [`lead`] stands.
-#[derive(Clone, Debug)]
-pub struct Candidacy {
-    /// The election.
-    pub name: ElectionName,
-    /// Shown to those who ask who leads; at most 4 KiB, may be empty.
-    pub info: String,
-    /// How its sessions are opened; there is a new one after each that was lost.
-    pub session: SessionConfig,
-}
-
-/// Stands for election again and again, and does the work each time it leads. On a loss the work is dropped where it stands,
-/// **then** it stands anew, in a new session if the old one is lost; so two calls of the work never overlap. When the work
-/// ends by itself, it resigns: with `Break` this returns, with `Continue` it stands again. A backend that does not answer is
-/// tried again, at growing random intervals of 1 s at most, without end. Cancel safe: when the future is dropped, the work is,
-/// and the leadership is given up in the background. The work is not to keep the handle beyond its own end: it would lead on.
-///
-/// # Errors
-/// [`SessionError`] when the times do not go together, there is no thread, or the backend refuses.
-pub async fn lead<B, F, T>(
-    backend: B,
-    candidacy: Candidacy,
-    work: impl FnMut(Arc<Leadership<B>>) -> F,
-) -> Result<T, SessionError>
-where
-    B: Elections,
-    F: Future<Output = ControlFlow<T>>,
-{
-    let (_always, healthy) = watch::channel(true);
-    lead_while(backend, candidacy, healthy, work).await
-}
-
-/// As [`lead`], but only while `healthy` is true: until then it does not stand, and when it is true no longer, it gives up its place,
-/// or drops the work where it stands and **then** resigns. [`watch_health`](crate::watch_health) makes such a channel of a check.
-///
-/// # Errors
-/// As [`lead`].
-pub async fn lead_while<B, F, T>(
-    backend: B,
-    candidacy: Candidacy,
-    mut healthy: watch::Receiver<bool>,
-    mut work: impl FnMut(Arc<Leadership<B>>) -> F,
-) -> Result<T, SessionError>
-where
-    B: Elections,
-    F: Future<Output = ControlFlow<T>>,
-{
-    let Candidacy { name, info, session: config } = candidacy;
-    let mut pause = Duration::from_millis(20);
-    loop {
-        let failed = match Session::open(backend.clone(), config.clone()).await {
-            Ok(session) => {
-                let election = session.election(name.clone()).info(info.clone());
-                loop {
-                    says(&mut healthy, true).await;
-                    let campaigned = tokio::select! {
-                        campaigned = election.campaign(CAMPAIGN) => campaigned,
-                        // The place is given up in the background.
-                        () = says(&mut healthy, false) => continue,
-                    };
-                    match campaigned {
-                        Ok(leadership) => {
-                            let leadership = Arc::new(leadership);
-                            pause = Duration::from_millis(20);
-                            let done = tokio::select! {
-                                done = leadership.run(work(leadership.clone())) => done,
-                                () = says(&mut healthy, false) => {
-                                    tracing::warn!(election = %name, "is not healthy, and resigns");
-                                    if let Some(leadership) = Arc::into_inner(leadership) {
-                                        drop(leadership.resign().await);
-                                    }
-                                    continue;
-                                }
-                            };
-                            match &done {
-                                // Whoever keeps a clone of it keeps leading.
-                                Ok(_) => match Arc::into_inner(leadership) {
-                                    Some(leadership) => drop(leadership.resign().await),
-                                    None => tracing::warn!(election = %name, "the work has ended and still leads"),
-                                },
-                                Err(why) => tracing::info!(election = %name, %why, "leads no more"),
-                            }
-                            if let Ok(ControlFlow::Break(value)) = done {
-                                return Ok(value);
-                            }
-                        }
-                        Err(ClaimError::TimedOut { .. } | ClaimError::Busy { .. } | ClaimError::Removed) => {}
-                        Err(ClaimError::Lost(why)) => break why.to_string(),
-                        Err(ClaimError::Unknown(error)) => break error.to_string(),
-                        Err(ClaimError::Backend(error)) if error.retryable() => break error.to_string(),
-                        Err(ClaimError::Backend(BackendError::NoSession { .. })) => break Why::Ended.to_string(),
-                        Err(ClaimError::Backend(error)) => return Err(error.into()),
-                    }
-                }
-            }
-            Err(SessionError::Backend(error)) if error.retryable() => error.to_string(),
-            Err(error @ SessionError::Late { .. }) => error.to_string(),
-            Err(error) => return Err(error),
-        };
-        tracing::debug!(election = %name, why = failed, "stands again");
-        tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-        pause = (pause * 2).min(PAUSE);
     }
 }

@@ -43,6 +43,7 @@ mod clock;
 mod deadlock;
 mod election;
 mod health;
+mod lead;
 mod lock;
 mod multi;
 mod name;
@@ -67,8 +68,9 @@ pub use barrier::{Barrier, BarrierError, BarrierView, Barriers, Inside, MAX_PART
 pub use class::{BestEffort, Class, Fence, Fenced, Fences, LeaseOnly};
 pub use clock::{Boot, Clock, Machine, Manual, Task};
 pub use deadlock::{Deadlock, Wait, deadlocks};
-pub use election::{Candidacy, Election, Elections, HandOverError, HandedOver, Leadership, Observer, lead, lead_while};
+pub use election::{Election, Elections, HandOverError, HandedOver, Leadership, Observer};
 pub use health::{HealthConfig, watch_health};
+pub use lead::{Candidacy, lead, lead_while};
 pub use lock::{Guard, Lock, WithError};
 pub use multi::{MAX_LOCKS, MultiError, MultiGuard, MultiLock};
 pub use name::{ElectionName, LockName, MAX_NAME, MAX_OWNER, NameError, Owner, Token, TokenError};

@@ -32,6 +32,7 @@ pub struct Lock<B: Backend> {
     session: Session<B>,
     name: LockName,
     info: String,
+    priority: i32,
     owner: Option<Arc<str>>,
     manner: Manner,
     /// Claims in that manner, where it is not the usual one.
@@ -61,7 +62,8 @@ pub enum WithError {
 
 impl<B: Backend> Lock<B> {
     pub(crate) fn new(session: Session<B>, name: LockName) -> Self {
-        Self { session, name, info: String::new(), owner: None, manner: Manner::default(), claim_as: None }
+        let manner = Manner::default();
+        Self { session, name, info: String::new(), priority: 0, owner: None, manner, claim_as: None }
     }
 
     /// The same for an owner within this session, who has the lock again whenever it has it: further guards share the claim
@@ -78,6 +80,11 @@ impl<B: Backend> Lock<B> {
     pub fn info(mut self, info: impl Into<String>) -> Self {
         self.info = info.into();
         self
+    }
+
+    /// The same for a candidate of this priority.
+    pub(crate) fn priority(self, priority: i32) -> Self {
+        Self { priority, ..self }
     }
 
     /// Its name.
@@ -167,7 +174,7 @@ impl<B: Backend> Lock<B> {
 
     async fn claim_once(&self, patience: Duration) -> Result<Guard<B>, ClaimError> {
         let inner = &self.session.inner;
-        let want = Want { name: self.name.clone(), token: Token::random(), info: self.info.clone() };
+        let want = Want { info: self.info.clone(), priority: self.priority, ..Want::new(self.name.clone()) };
         let mut pending = Pending::new(inner.clone(), want.name.clone(), want.token);
         let mut loss = self.session.loss();
         let claimed = tokio::select! {

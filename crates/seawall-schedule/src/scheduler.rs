@@ -93,7 +93,7 @@ impl Scheduler {
         let Self { jobs, backend, config, stats } = self;
         let session = SessionConfig::new(config.owner.clone()).ttl(config.ttl);
         let name = ElectionName::try_new(ELECTION).expect("a valid name");
-        let candidacy = Candidacy { name, info: String::new(), session };
+        let candidacy = Candidacy::new(name, session);
         let work: Arc<Work> = Arc::new(move |run| Box::pin(work(run)));
         let leading = watch::Sender::new(false);
         let mut leads = leading.subscribe();

@@ -319,7 +319,7 @@ fn work_in_rust_ends_by_its_own_clock_and_begins_again_when_control_is_back() {
     runtime().block_on(async {
         let (said, mut hears) = tokio::sync::mpsc::unbounded_channel();
         let session = SessionConfig::new(Owner::try_new("a").unwrap()).ttl(Duration::from_secs(1));
-        let candidacy = Candidacy { name: ElectionName::try_new("e").unwrap(), info: String::new(), session };
+        let candidacy = Candidacy::new(ElectionName::try_new("e").unwrap(), session);
         /// Says when it is dropped.
         struct Work(tokio::sync::mpsc::UnboundedSender<Option<Fence>>);
         impl Drop for Work {
@@ -401,4 +401,42 @@ fn who_is_not_healthy_does_not_lead_and_stands_again_when_it_is() {
     assert_eq!(standing(at), 0, "a does not stand");
     fit("a", true);
     until("a stands again", || standing(at) == 1);
+}
+
+#[test]
+fn the_highest_priority_leads_next_and_a_leader_may_step_down_for_it() {
+    let site = Site::new(FILE);
+    let _control = site.control();
+    let at = site.control;
+    let leader = || get(at, "/v1/elections/e").json()["leader"]["owner"].clone();
+    let start = |owner: &str, more: &[&str]| {
+        let work =
+            format!("trap 'echo ended >> {owner}.log; exit 0' TERM; echo leads >> {owner}.log; sleep 600 & wait");
+        let args = [&["elect", "e", "--owner", owner][..], more, &["--", "sh", "-c", &work]].concat();
+        Holder::run(&site, &format!("{owner}.out"), &args)
+    };
+    let log = |owner: &str| std::fs::read_to_string(site.dir.path().join(format!("{owner}.log"))).unwrap_or_default();
+    let a = start("a", &[]);
+    until("a leads", || leader() == "a" && log("a") == "leads\n");
+    let _b = start("b", &["--preempt", "200ms", "--priority", "-1"]);
+    until("b stands", || standing(at) == 1);
+    let c = start("c", &["--priority", "5"]);
+    until("c stands", || standing(at) == 2);
+    let shown = site.run(&["elections", "e"]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("priority 5") && shown.contains("priority -1"), "{shown}");
+    assert_eq!(leader(), "a", "nobody is deposed");
+    signal(a.child.id(), Signal::TERM);
+    until("c leads, over the head of b", || leader() == "c" && log("c") == "leads\n");
+    assert_eq!(log("b"), "", "nothing was done in the moment in which b led");
+    signal(c.child.id(), Signal::TERM);
+    until("b leads", || leader() == "b" && log("b") == "leads\n");
+    let d = start("d", &[]);
+    until("d leads, for b steps down", || leader() == "d" && log("d") == "leads\n");
+    assert_eq!(log("b"), "leads\nended\n");
+    until("b stands again", || standing(at) == 1);
+    let mut hasty = Holder::run(&site, "hasty.out", &["elect", "e", "--preempt", "1ms", "--", "true"]);
+    assert_eq!(hasty.ends(Duration::from_secs(20)), Some(2));
+    assert!(hasty.out().contains("100ms"), "{}", hasty.out());
+    drop(d);
 }

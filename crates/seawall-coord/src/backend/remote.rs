@@ -152,6 +152,9 @@ impl Remote {
             asked["kind"] = json!(manner.kind);
             asked["delay"] = json!(format!("{}ms", manner.delay.as_millis()));
         }
+        if want.priority != 0 {
+            asked["priority"] = json!(want.priority);
+        }
         let body = body(&asked);
         match self.control.send(Method::PUT, &path, body, wait + CALL).await {
             Ok(bytes) => {
@@ -369,6 +372,12 @@ struct Next {
 }
 
 impl Elections for Remote {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        let path = format!("/v1/elections/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC));
+        let bytes = self.control.send(Method::GET, &path, Vec::new(), CALL).await;
+        self.read(&bytes.map_err(|error| self.error(error))?)
+    }
+
     async fn publish(&self, lease: &String, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         let path = format!("{}/info", path(&claim.name, &claim.token));
         let body = body(&json!({ "session": lease, "info": info }));

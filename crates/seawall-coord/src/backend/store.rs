@@ -142,6 +142,8 @@ struct ClaimValue {
     /// It has its permits and has said so to the one behind it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     held: bool,
+    #[serde(default, skip_serializing_if = "crate::backend::view::is_zero")]
+    priority: i32,
 }
 
 impl ClaimValue {
@@ -153,6 +155,7 @@ impl ClaimValue {
             info: String::new(),
             kind: Kind::Exclusive,
             held: false,
+            priority: 0,
         })
     }
 }
@@ -354,10 +357,10 @@ impl StoreBackend {
     }
 
     fn view(&self, entry: &Entry) -> ClaimView {
-        let ClaimValue { owner, since_ms, info, kind, .. } = ClaimValue::read(entry);
+        let ClaimValue { owner, since_ms, info, kind, priority, .. } = ClaimValue::read(entry);
         let session = entry.lease.map(|lease| format!("{:016x}", lease.0)).unwrap_or_default();
         let fence = self.fence(entry.created);
-        ClaimView { owner, session, fence, since_ms, info, kind }
+        ClaimView { owner, session, fence, since_ms, info, kind, priority }
     }
 
     fn holder(&self, first: Option<&Entry>) -> Option<Box<ClaimView>> {

@@ -9,6 +9,11 @@ use crate::class::Fence;
 use crate::name::{ElectionName, LockName};
 use crate::sharing::Kind;
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+pub(crate) fn is_zero(priority: &i32) -> bool {
+    *priority == 0
+}
+
 /// Who holds a lock, or waits for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimView {
@@ -26,6 +31,9 @@ pub struct ClaimView {
     /// How much of the lock it is for.
     #[serde(default, skip_serializing_if = "Kind::is_exclusive")]
     pub kind: Kind,
+    /// Of a candidate: a higher one leads before a lower.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
 }
 
 impl fmt::Display for ClaimView {
@@ -76,6 +84,17 @@ pub struct CandidateView {
     pub info: String,
     /// The revision at which it said so.
     pub modified: Revision,
+    /// A higher one leads before a lower.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+}
+
+impl CandidateView {
+    /// What stands for election by a claim that last said something at this revision.
+    pub(crate) fn of(claim: ClaimView, modified: Revision) -> Self {
+        let ClaimView { owner, session, fence, since_ms, info, kind: _, priority } = claim;
+        Self { term: fence, owner, session, since_ms, info, modified, priority }
+    }
 }
 
 impl fmt::Display for CandidateView {
@@ -91,6 +110,21 @@ pub struct ElectionView {
     pub name: ElectionName,
     /// Who leads; nobody when nobody stands.
     pub leader: Option<CandidateView>,
-    /// Who stands, the next leader first.
+    /// Who stands, who has stood longest first.
     pub candidates: Vec<CandidateView>,
+}
+
+impl ElectionView {
+    /// An election in which these stand, the leader first.
+    pub(crate) fn of(name: ElectionName, candidates: impl IntoIterator<Item = CandidateView>) -> Self {
+        let mut candidates = candidates.into_iter();
+        Self { name, leader: candidates.next(), candidates: candidates.collect() }
+    }
+
+    /// Of those who wait with a higher priority than this the one with the highest; among equals who has stood longest.
+    pub(crate) fn above(&self, priority: i32) -> Option<&CandidateView> {
+        let higher = self.candidates.iter().filter(|candidate| candidate.priority > priority);
+        // Of several greatest the last is taken, so from behind.
+        higher.rev().max_by_key(|candidate| candidate.priority)
+    }
 }

@@ -58,11 +58,19 @@ struct Value {
     owner: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     info: String,
+    #[serde(default, skip_serializing_if = "crate::backend::view::is_zero")]
+    priority: i32,
 }
 
 impl Value {
-    fn bytes(owner: &str, info: &str) -> Vec<u8> {
-        serde_json::to_vec(&Self { owner: owner.to_owned(), info: info.to_owned() }).expect("plain data")
+    fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data")
+    }
+
+    /// Others may queue here, too, and write what they like.
+    fn read(data: &[u8]) -> Self {
+        let strange = || Self { owner: "?".into(), info: String::new(), priority: 0 };
+        serde_json::from_slice(data).unwrap_or_else(|_| strange())
     }
 }
 
@@ -72,8 +80,7 @@ fn created(stat: &Stat) -> u64 {
 }
 
 fn view(data: &[u8], stat: &Stat) -> ClaimView {
-    // Others may queue here, too, and write what they like.
-    let value = serde_json::from_slice(data).unwrap_or_else(|_| Value { owner: "?".into(), info: String::new() });
+    let value = Value::read(data);
     ClaimView {
         owner: value.owner,
         session: format!("{:x}", stat.ephemeral_owner),
@@ -81,6 +88,7 @@ fn view(data: &[u8], stat: &Stat) -> ClaimView {
         since_ms: stat.ctime.unsigned_abs(),
         info: value.info,
         kind: Kind::Exclusive,
+        priority: value.priority,
     }
 }
 

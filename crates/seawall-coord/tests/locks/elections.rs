@@ -22,9 +22,22 @@ on_each!(
     work_of_one_candidate_never_overlaps_even_when_it_is_forced_out,
     work_that_is_dropped_leads_no_more,
     only_the_healthy_stand_and_lead,
+    the_highest_priority_leads_next,
+    a_leader_steps_down_for_a_higher_priority,
     an_election_is_not_a_lock,
     what_became_of_a_hand_over_without_an_answer_is_found_out,
 );
+
+async fn the_highest_priority_leads_next(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store.clone()).await.unwrap();
+    priorities::the_highest_priority_leads_next(backend.clone(), election("e"), true).await;
+    nobody_is_left(&backend, &store).await;
+}
+
+async fn a_leader_steps_down_for_a_higher_priority(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store).await.unwrap();
+    priorities::a_leader_steps_down_for_a_higher_priority(backend, election("e")).await;
+}
 
 fn election(text: &str) -> ElectionName {
     ElectionName::try_new(text).unwrap()
@@ -133,7 +146,7 @@ async fn a_resignation_hands_over_at_once(store: Arc<dyn Store>) {
 async fn dead_leader(backend: &StoreBackend, ttl: Duration) -> Result<Fence, ClaimError> {
     let (lease, _) = backend.open(&Terms { ttl, owner: Owner::try_new("dead").unwrap() }).await?;
     let lock = LockName::of_election(&election("e"));
-    let want = Want { name: lock, token: Token::random(), info: String::new() };
+    let want = Want::new(lock);
     Ok(backend.claim(&lease, &want, SOON).await?.fence.unwrap())
 }
 
@@ -273,7 +286,7 @@ async fn a_leader_hands_over_to_nobody_else(store: Arc<dyn Store>) {
     assert!(leads.check().is_ok(), "it still leads");
     // Who does not lead has nothing to hand over.
     let (lease, _) = backend.open(&Terms { ttl: SOON, owner: Owner::try_new("other").unwrap() }).await.unwrap();
-    let want = Want { name: LockName::of_election(&election("e")), token: Token::random(), info: String::new() };
+    let want = Want::new(LockName::of_election(&election("e")));
     let _ = backend.wait(&lease, &want, Duration::from_millis(20)).await;
     let (claim, leads_too) = backend.resolve(&lease, &want.name, &want.token).await.unwrap().unwrap();
     assert!(!leads_too);
@@ -306,7 +319,7 @@ async fn shifts(store: Arc<dyn Store>, forced: bool) {
     for n in 0..4 {
         let resource = if forced { Arc::default() } else { resource.clone() };
         let (backend, shifts) = (backend.clone(), shifts.clone());
-        let candidacy = Candidacy { name: election("e"), info: String::new(), session: config(&format!("c{n}"), 600) };
+        let candidacy = Candidacy::new(election("e"), config(&format!("c{n}"), 600));
         tasks.spawn(async move {
             let mut random = fastrand::Rng::with_seed(n);
             lead(backend, candidacy, |leadership| {
@@ -359,15 +372,15 @@ async fn shifts(store: Arc<dyn Store>, forced: bool) {
 async fn work_that_is_dropped_leads_no_more(store: Arc<dyn Store>) {
     let backend = StoreBackend::open(store.clone()).await.unwrap();
     for after in [0, 1, 5, 50] {
-        let candidacy = Candidacy { name: election("e"), info: String::new(), session: config("a", 5_000) };
+        let candidacy = Candidacy::new(election("e"), config("a", 5_000));
         let leading = lead(backend.clone(), candidacy, |_| async { std::future::pending::<ControlFlow<()>>().await });
         assert!(timeout(Duration::from_millis(after), leading).await.is_err());
         nobody_is_left(&backend, &store).await;
     }
-    let candidacy = Candidacy { name: election("e"), info: "x".repeat(5_000), session: config("a", 5_000) };
+    let candidacy = Candidacy { info: "x".repeat(5_000), ..Candidacy::new(election("e"), config("a", 5_000)) };
     let refused = lead(backend.clone(), candidacy, |_| async { ControlFlow::Break(()) }).await;
     assert!(matches!(refused, Err(SessionError::Backend(BackendError::Refused { .. }))), "{refused:?}");
-    let candidacy = Candidacy { name: election("e"), info: String::new(), session: config("a", 1) };
+    let candidacy = Candidacy::new(election("e"), config("a", 1));
     let refused = lead(backend, candidacy, |_| async { ControlFlow::Break(()) }).await;
     assert!(matches!(refused, Err(SessionError::Invalid(_))), "{refused:?}");
 }
@@ -416,7 +429,7 @@ async fn only_the_healthy_stand_and_lead(store: Arc<dyn Store>) {
     let leads = {
         let (backend, working) = (backend.clone(), working.clone());
         move |owner: &'static str, healthy: tokio::sync::watch::Receiver<bool>| {
-            let candidacy = Candidacy { name: election("e"), info: String::new(), session: config(owner, 5_000) };
+            let candidacy = Candidacy::new(election("e"), config(owner, 5_000));
             let (backend, working) = (backend.clone(), working.clone());
             tokio::spawn(async move {
                 let done: Result<(), _> = lead_while(backend, candidacy, healthy, |_| async {

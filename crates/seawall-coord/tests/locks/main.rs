@@ -57,6 +57,8 @@ macro_rules! on_etcd {
 mod barriers;
 mod elections;
 mod once;
+#[path = "../servers/priorities.rs"]
+mod priorities;
 mod shared;
 mod together;
 
@@ -262,7 +264,7 @@ async fn dropped_futures_leave_nothing(store: Arc<dyn Store>) {
 /// A holder that no longer does anything, as after kill -9.
 async fn dead_holder(backend: &StoreBackend, lock: &str, ttl: Duration) -> Result<Fence, ClaimError> {
     let (lease, _) = backend.open(&Terms { ttl, owner: Owner::try_new("dead").unwrap() }).await?;
-    let want = Want { name: name(lock), token: Token::random(), info: String::new() };
+    let want = Want::new(name(lock));
     Ok(backend.claim(&lease, &want, SOON).await?.fence.unwrap())
 }
 
@@ -337,7 +339,7 @@ async fn a_session_lost_in_the_queue_has_no_place(store: Arc<dyn Store>) {
     // A waiter whose session ends at the store, without its own clock having noticed.
     let terms = Terms { ttl: SOON, owner: Owner::try_new("waiter").unwrap() };
     let (lease, _) = backend.open(&terms).await.unwrap();
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     let waiting = tokio::spawn({
         let (backend, want) = (backend.clone(), want.clone());
         async move { backend.claim(&lease, &want, SOON).await }
@@ -407,7 +409,7 @@ async fn a_stale_release_changes_nothing(store: Arc<dyn Store>) {
     let backend = StoreBackend::open(store.clone()).await.unwrap();
     let terms = Terms { ttl: SOON, owner: Owner::try_new("a").unwrap() };
     let (lease, _) = backend.open(&terms).await.unwrap();
-    let want = || Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = || Want::new(name("x"));
     let first = backend.claim(&lease, &want(), SOON).await.unwrap();
     assert_eq!(backend.withdraw(&lease, &first.name, &first.token).await, Ok(Released::Now));
     let second = backend.claim(&lease, &want(), SOON).await.unwrap();
@@ -491,7 +493,7 @@ async fn the_same_want_again_keeps_its_place(store: Arc<dyn Store>) {
     let held = holder.lock(name("x")).acquire_within(SOON).await.unwrap();
     let terms = Terms { ttl: SOON, owner: Owner::try_new("a").unwrap() };
     let (lease, _) = backend.open(&terms).await.unwrap();
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     let waited = backend.wait(&lease, &want, Duration::from_millis(20)).await;
     assert!(matches!(waited, Err(ClaimError::TimedOut { .. })), "{waited:?}");
     let place = backend.resolve(&lease, &want.name, &want.token).await.unwrap().unwrap();
@@ -648,7 +650,7 @@ async fn what_was_given_up_does_not_come_back(store: Arc<dyn Store>) {
     for repeats in [true, false] {
         let terms = Terms { ttl: SOON, owner: Owner::try_new("a").unwrap() };
         let (lease, _) = backend.open(&terms).await.unwrap();
-        let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+        let want = Want::new(name("x"));
         flaky.hold_back(1);
         assert!(matches!(backend.wait(&lease, &want, Duration::ZERO).await, Err(ClaimError::Unknown(_))));
         let other = StoreBackend::open(store.clone()).await.unwrap();
@@ -782,7 +784,7 @@ async fn a_holder_keeps_its_lock_over_a_restart_of_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
     let terms = Terms { ttl: Duration::from_secs(2), owner: Owner::try_new("a").unwrap() };
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     let (lease, claim) = {
         let backend = StoreBackend::open(Arc::new(seawall_store::Embedded::open(&path).unwrap())).await.unwrap();
         let (lease, _) = backend.open(&terms).await.unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use seawall_coord::{Backend, ClaimError, Latches, LockName, OnceError, Owner, StoreBackend, Terms, Token, Want, Why};
+use seawall_coord::{Backend, ClaimError, Latches, LockName, OnceError, Owner, StoreBackend, Terms, Want, Why};
 use seawall_store::Store;
 use tokio::time::{sleep, timeout};
 
@@ -97,7 +97,7 @@ async fn a_worker_that_was_lost_sets_nothing(store: Arc<dyn Store>) {
     assert_eq!((lost, done.as_deref()), (Err(OnceError::Lost(Why::Removed)), Ok("b")));
     // One that has not heard of its loss sets nothing either.
     let (lease, _) = backend.open(&Terms { ttl: SOON, owner: Owner::try_new("late").unwrap() }).await.unwrap();
-    let claim = || Want { name: LockName::of_latch(&name("y")), token: Token::random(), info: String::new() };
+    let claim = || Want::new(LockName::of_latch(&name("y")));
     let stale = backend.claim(&lease, &claim(), SOON).await.unwrap();
     backend.force(&stale.name, "operator", "").await.unwrap().unwrap();
     assert_eq!(backend.set_latch(&lease, &stale, "stale").await, Ok(false));

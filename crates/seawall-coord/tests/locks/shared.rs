@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, BackendError, ClaimError, DowngradeError, Kind, Manner, Released, SharedLocks, StoreBackend, Terms, Token,
-    Want, Why,
+    Backend, BackendError, ClaimError, DowngradeError, Kind, Manner, Released, SharedLocks, StoreBackend, Terms, Want,
+    Why,
 };
 use seawall_store::Store;
 use tokio::time::{Instant, sleep, timeout};
@@ -286,7 +286,7 @@ async fn permits_of_the_dead_come_back(store: Arc<dyn Store>) {
     let manner = Manner::of(Kind::Permits { limit: 2, take: 1 });
     for _ in 0..2 {
         let (lease, _) = backend.open(&Terms { ttl, owner: Owner::try_new("dead").unwrap() }).await.unwrap();
-        let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+        let want = Want::new(name("x"));
         backend.claim_as(&lease, &want, &manner, SOON).await.unwrap();
     }
     let session = session(&backend, "next").await;
@@ -421,7 +421,7 @@ async fn what_a_lost_holder_has_under_way_is_waited_for(store: Arc<dyn Store>) {
     // Lost, whoever comes next waits, in whatever manner, and says so.
     let manner = Manner { kind: Kind::Exclusive, delay: DELAY };
     let (lease, _) = backend.open(&Terms { ttl: SOON, owner: Owner::try_new("dead").unwrap() }).await.unwrap();
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     let dead = backend.claim_as(&lease, &want, &manner, SOON).await.unwrap();
     backend.close(&lease).await.unwrap();
     let from = Instant::now();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use seawall_coord::{Backend, BackendError, ClaimError, Owner, PgAdvisory, Released, Session, Terms, Token, Want, Why};
+use seawall_coord::{Backend, BackendError, ClaimError, Owner, PgAdvisory, Released, Session, Terms, Want, Why};
 use seawall_servers::Server;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -125,7 +125,7 @@ async fn a_server_that_stops_loses_the_session_in_time() {
     server.resume();
     until("it is free", || async {
         let Ok((lease, _)) = backend.open(&terms).await else { return false };
-        let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+        let want = Want::new(name("x"));
         backend.claim(&lease, &want, Duration::ZERO).await.is_ok()
     })
     .await;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, ClaimError, Elections, Fence, Fences, HandOverError, Observer, Released, Session, Terms, Token, Want, Why,
+    Backend, ClaimError, Elections, Fence, Fences, HandOverError, Observer, Released, Session, Terms, Want, Why,
 };
 use tokio::time::{Instant, timeout};
 
@@ -122,7 +122,7 @@ pub(crate) async fn a_dead_holders_lock_passes_on<B: Backend<Class: Fences>>(bac
     let next = session(&backend, "next").await;
     let terms = Terms { ttl, owner: seawall_coord::Owner::try_new("dead").unwrap() };
     let (lease, granted) = backend.open(&terms).await.unwrap();
-    let want = Want { name: name(lock), token: Token::random(), info: String::new() };
+    let want = Want::new(name(lock));
     let opened = Instant::now();
     let dead = backend.claim(&lease, &want, SOON).await.unwrap();
     assert_eq!(backend.claim(&lease, &want, SOON).await.unwrap(), dead, "the same want again keeps its place");

@@ -16,6 +16,7 @@ mod cases;
 mod faults;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod priorities;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "redis")]

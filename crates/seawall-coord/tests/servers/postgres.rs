@@ -4,12 +4,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, BackendError, ClaimError, Owner, PgLease, Released, Session, SessionError, Terms, Token, Want, Why,
+    Backend, BackendError, ClaimError, Owner, PgLease, Released, Session, SessionError, Terms, Want, Why,
 };
 use seawall_servers::{Proxy, Server};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{SOON, cases, config, name, until};
+use crate::{SOON, cases, config, election, name, priorities, until};
 
 pub(crate) fn url(addr: std::net::SocketAddr) -> String {
     format!("postgres://postgres@{addr}/postgres")
@@ -31,7 +31,9 @@ async fn it_does_what_every_backend_does() {
     cases::first_come_first_served(backend.clone(), "order").await;
     cases::a_dead_holders_lock_passes_on(backend.clone(), "dead", Duration::from_secs(1)).await;
     cases::a_closed_session_gives_all_back(backend.clone(), "close").await;
-    cases::leaders_follow_each_other(backend, "elect").await;
+    cases::leaders_follow_each_other(backend.clone(), "elect").await;
+    priorities::the_highest_priority_leads_next(backend.clone(), election("ranks"), true).await;
+    priorities::a_leader_steps_down_for_a_higher_priority(backend, election("steps-down")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,7 +221,7 @@ async fn claims_of_ended_sessions_and_bad_terms_change_nothing() {
     let server = Server::postgres();
     let backend = PgLease::connect(&url(server.addr())).await.unwrap();
     let (lease, _) = backend.open(&Terms { ttl: SOON, owner: Owner::try_new("a").unwrap() }).await.unwrap();
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     backend.close(&lease).await.unwrap();
     backend.close(&lease).await.unwrap();
     assert_eq!(backend.claim(&lease, &want, SOON).await, Err(ClaimError::Lost(Why::Ended)));
@@ -281,7 +283,7 @@ async fn a_transaction_that_locks_the_claim_keeps_the_lock_until_its_end() {
     let backend = PgLease::connect(&url(server.addr())).await.unwrap();
     let terms = Terms { ttl: Duration::from_secs(1), owner: Owner::try_new("dead").unwrap() };
     let (lease, _) = backend.open(&terms).await.unwrap();
-    let want = Want { name: name("x"), token: Token::random(), info: String::new() };
+    let want = Want::new(name("x"));
     let claim = backend.claim(&lease, &want, SOON).await.unwrap();
     let token = i64::try_from(claim.fence.unwrap().get()).unwrap();
     let guard = "SELECT FROM seawall_claim WHERE name = 'x' AND epoch = $1 FOR UPDATE";

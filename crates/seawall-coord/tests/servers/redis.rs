@@ -6,7 +6,7 @@ use seawall_coord::{BackendError, ClaimError, Owner, Redis, Released, Session, T
 use seawall_servers::Server;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{SOON, config, name, unfenced, until};
+use crate::{SOON, config, election, name, priorities, unfenced, until};
 
 fn url(addr: std::net::SocketAddr) -> String {
     format!("redis://{addr}/")
@@ -30,7 +30,9 @@ async fn it_does_what_every_backend_does() {
     unfenced::dropped_futures_leave_nothing(backend.clone(), "drop").await;
     unfenced::a_dead_holders_lock_passes_on(backend.clone(), "dead", Duration::from_secs(1)).await;
     unfenced::a_closed_session_gives_all_back(backend.clone(), "close").await;
-    unfenced::leaders_follow_each_other(backend, "elect").await;
+    unfenced::leaders_follow_each_other(backend.clone(), "elect").await;
+    priorities::the_highest_priority_leads_next(backend.clone(), election("ranks"), false).await;
+    priorities::a_leader_steps_down_for_a_higher_priority(backend, election("steps-down")).await;
     until("every key is gone", || async { raw(&server, &["KEYS", "*}"]).await == redis::Value::Array(vec![]) }).await;
 }
 

@@ -107,6 +107,8 @@ async fn leaders_are_observed() {
         panic!("refused")
     };
     assert!(error.to_string().contains("resign"), "{error}");
+    let ranked = session.election(crate::election("f")).priority(1).campaign(SOON).await.unwrap_err();
+    assert!(ranked.to_string().contains("priority"), "{ranked}");
     leadership.resign().await.unwrap();
     while timeout(SOON, observer.next()).await.unwrap().unwrap().is_some() {}
     assert_eq!(backend.limits().max_ttl, Duration::from_secs(60));

@@ -84,7 +84,7 @@ pub(crate) async fn dropped_futures_leave_nothing<B: Backend>(backend: B, lock: 
 pub(crate) async fn a_dead_holders_lock_passes_on<B: Backend>(backend: B, lock: &str, ttl: Duration) {
     let next = session(&backend, "next").await;
     let (lease, granted) = backend.open(&Terms { ttl, owner: Owner::try_new("dead").unwrap() }).await.unwrap();
-    let want = Want { name: name(lock), token: Token::random(), info: String::new() };
+    let want = Want::new(name(lock));
     let opened = Instant::now();
     let dead = backend.claim(&lease, &want, SOON).await.unwrap();
     assert_eq!(backend.claim(&lease, &want, SOON).await.unwrap().token, dead.token, "the same want again has it");

@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, BackendError, ClaimError, Gone, Keep, Owner, Released, Session, SessionConfig, Terms, Token, Want, Why,
-    ZooKeeper,
+    Backend, BackendError, ClaimError, Gone, Keep, Owner, Released, Session, SessionConfig, Terms, Want, Why, ZooKeeper,
 };
 use seawall_servers::Server;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{SOON, cases, config, name, until};
+use crate::{SOON, cases, config, election, name, priorities, until};
 
 pub(crate) fn url(addr: SocketAddr) -> String {
     format!("zookeeper://{addr}/tests")
@@ -22,7 +21,7 @@ fn terms(ttl: u64) -> Terms {
 }
 
 fn want(lock: &str) -> Want {
-    Want { name: name(lock), token: Token::random(), info: String::new() }
+    Want::new(name(lock))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +34,9 @@ async fn it_does_what_every_backend_does() {
     cases::first_come_first_served(backend.clone(), "order").await;
     cases::a_dead_holders_lock_passes_on(backend.clone(), "ü %", Duration::from_secs(1)).await;
     cases::a_closed_session_gives_all_back(backend.clone(), "..").await;
-    cases::leaders_follow_each_other(backend, "elect").await;
+    cases::leaders_follow_each_other(backend.clone(), "elect").await;
+    priorities::the_highest_priority_leads_next(backend.clone(), election("ranks"), true).await;
+    priorities::a_leader_steps_down_for_a_higher_priority(backend, election("steps-down")).await;
 }
 
 /// A dead holder cannot be made of a session whose client goes on to say that it lives.

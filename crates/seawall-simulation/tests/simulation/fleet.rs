@@ -461,7 +461,7 @@ impl<B: Elections<Class = Fenced>> Client<B> {
 
     /// Stands for election with `lead` until the storm is over.
     async fn lead(self: &Arc<Self>, backend: B) {
-        let candidacy = Candidacy { name: self.fleet.election_name(0), info: String::new(), session: self.config() };
+        let candidacy = Candidacy::new(self.fleet.election_name(0), self.config());
         let work = |leadership: Arc<Leadership<B>>| {
             let client = self.clone();
             async move {

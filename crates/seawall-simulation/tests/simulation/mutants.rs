@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use seawall_coord::{
-    Backend, BackendError, CandidateView, Claim, ClaimError, ElectionName, Elections, Fence, Fenced, Gone, HandedOver,
-    Limits, LockName, Released, StoreBackend, StoreLease, Terms, Token, Want,
+    Backend, BackendError, CandidateView, Claim, ClaimError, ElectionName, ElectionView, Elections, Fence, Fenced,
+    Gone, HandedOver, Limits, LockName, Released, StoreBackend, StoreLease, Terms, Token, Want,
 };
 use seawall_store::{
     CommitError, Committed, Compare, Cursor, Entry, Event, Follow, Keys, Lease, LeaseId, LeaseInfo, Op, OpResult,
@@ -170,6 +170,10 @@ impl Backend for Mutant {
 }
 
 impl Elections for Mutant {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        self.real.election(name).await
+    }
+
     async fn publish(&self, lease: &StoreLease, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         self.real.publish(lease, claim, info).await
     }

@@ -16,7 +16,7 @@ use tokio_postgres::{Client, Row};
 
 use super::line::{CALL, Doing, Line, Param, Place, query};
 use crate::backend::home::Home;
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::LeaseOnly;
 use crate::election::{Elections, HandedOver};
@@ -392,6 +392,14 @@ impl Backend for PgAdvisory {
 
 /// An advisory lock decides who leads, and says nothing of it to anybody.
 impl Elections for PgAdvisory {
+    fn prioritises(&self) -> bool {
+        false
+    }
+
+    async fn election(&self, _: &ElectionName) -> Result<ElectionView, BackendError> {
+        Err(self.no_elections())
+    }
+
     async fn publish(&self, _: &PgLine, _: &Claim, _: &str) -> Result<bool, BackendError> {
         Err(self.no_elections())
     }

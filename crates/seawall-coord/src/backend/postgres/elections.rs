@@ -3,24 +3,23 @@
 use super::lease::{PgLease, PgSession, Row, epoch};
 use super::line::Doing;
 use super::sql;
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{BackendError, Claim, MAX_INFO};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName};
 use seawall_types::Revision;
 
 fn candidate(row: Row) -> CandidateView {
-    CandidateView {
-        term: row.view.fence,
-        owner: row.view.owner,
-        session: row.view.session,
-        since_ms: row.view.since_ms,
-        info: row.view.info,
-        modified: Revision(row.modified.unsigned_abs()),
-    }
+    CandidateView::of(row.view, Revision(row.modified.unsigned_abs()))
 }
 
 impl Elections for PgLease {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        let lock = LockName::of_election(name);
+        let rows = self.rows(sql::SHOW, vec![lock.as_str().into()]).await?;
+        Ok(ElectionView::of(name.clone(), rows.into_iter().filter(Row::lives).map(candidate)))
+    }
+
     async fn publish(&self, _lease: &PgSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         if info.len() > MAX_INFO {
             let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", info.len());

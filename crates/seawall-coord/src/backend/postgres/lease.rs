@@ -77,9 +77,15 @@ impl Row {
             since_ms: since.unsigned_abs(),
             info: row.try_get(from + 3)?,
             kind: Kind::Exclusive,
+            priority: row.try_get(from + 8)?,
         };
         let (token, modified, left_ms) = (row.try_get(from)?, row.try_get(from + 2)?, row.try_get(from + 7)?);
         Ok(Self { token, epoch, modified, view, left_ms })
+    }
+
+    /// Whether its session's time is not over.
+    pub(super) fn lives(&self) -> bool {
+        self.left_ms > 0
     }
 }
 
@@ -166,6 +172,7 @@ impl PgLease {
             lease.id.into(),
             lease.secret.to_string().into(),
             want.info.clone().into(),
+            i64::from(want.priority).into(),
         ];
         let mut pause = Duration::from_millis(10);
         loop {

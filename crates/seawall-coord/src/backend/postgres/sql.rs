@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS seawall_claim (
     PRIMARY KEY (name, token),
     UNIQUE (name, epoch)
 );
+ALTER TABLE seawall_claim ADD COLUMN IF NOT EXISTS priority integer NOT NULL DEFAULT 0;
 CREATE INDEX IF NOT EXISTS seawall_claim_session ON seawall_claim (session);
 CREATE OR REPLACE FUNCTION seawall_tell() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -53,7 +54,8 @@ CREATE TRIGGER seawall_tell AFTER INSERT OR UPDATE OR DELETE ON seawall_claim
 
 /// Whether they are there.
 pub(super) const ARE_THERE: &str = "SELECT to_regclass('seawall_claim') IS NOT NULL
-    AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('seawall_claim') AND tgname = 'seawall_tell')";
+    AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('seawall_claim') AND tgname = 'seawall_tell')
+    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('seawall_claim') AND attname = 'priority')";
 
 /// On every connection. An answer that is not durable is none, and the statements above are thought out for one isolation.
 pub(super) const GREETING: &str = "
@@ -89,21 +91,21 @@ pub(super) const SWEEP_LOCKS: &str = "WITH gone AS (DELETE FROM seawall_claim
         (SELECT name FROM seawall_lock l WHERE used < clock_timestamp() - interval '1 day'
             AND NOT EXISTS (SELECT FROM seawall_claim c WHERE c.name = l.name) LIMIT 100 FOR UPDATE SKIP LOCKED)";
 
-/// `name, token, id, secret, info`: a place in the queue, unless it is there. Whether there is one now, the next look tells.
+/// `name, token, id, secret, info, priority`: a place in the queue, unless it is there. Whether there is one now, the next look tells.
 pub(super) const ENQUEUE: &str = "WITH place AS (
         INSERT INTO seawall_lock AS l (name, epoch, used)
         VALUES ($1, floor(extract(epoch FROM clock_timestamp()) * 1048576)::bigint, clock_timestamp())
         ON CONFLICT (name) DO UPDATE SET epoch = greatest(l.epoch + 1, excluded.epoch), used = excluded.used
         RETURNING epoch)
-    INSERT INTO seawall_claim (name, token, session, epoch, modified, info)
-    SELECT $1, $2, s.id, place.epoch, place.epoch, $5 FROM place, seawall_session s
+    INSERT INTO seawall_claim (name, token, session, epoch, modified, info, priority)
+    SELECT $1, $2, s.id, place.epoch, place.epoch, $5, $6::bigint FROM place, seawall_session s
         WHERE s.id = $3 AND s.secret = $4 AND s.until > clock_timestamp()
     ON CONFLICT (name, token) DO NOTHING";
 
 /// `name, token` -> the holder, the one before this, and this one, as far as they are there; see `lease::Row`.
 pub(super) const LOOK: &str = "SELECT c.token, c.epoch, c.modified, c.info, s.owner, s.id,
         floor(extract(epoch FROM c.since) * 1000)::bigint,
-        ceil(extract(epoch FROM s.until - clock_timestamp()) * 1000)::bigint
+        ceil(extract(epoch FROM s.until - clock_timestamp()) * 1000)::bigint, c.priority
     FROM seawall_claim c JOIN seawall_session s ON s.id = c.session
     WHERE c.name = $1 AND c.epoch IS NOT NULL AND (c.token = $2
         OR c.epoch = (SELECT min(epoch) FROM seawall_claim WHERE name = $1)
@@ -114,7 +116,7 @@ pub(super) const LOOK: &str = "SELECT c.token, c.epoch, c.modified, c.info, s.ow
 /// `name` -> all that queue for it, as `LOOK`
 pub(super) const SHOW: &str = "SELECT c.token, c.epoch, c.modified, c.info, s.owner, s.id,
         floor(extract(epoch FROM c.since) * 1000)::bigint,
-        ceil(extract(epoch FROM s.until - clock_timestamp()) * 1000)::bigint
+        ceil(extract(epoch FROM s.until - clock_timestamp()) * 1000)::bigint, c.priority
     FROM seawall_claim c JOIN seawall_session s ON s.id = c.session
     WHERE c.name = $1 AND c.epoch IS NOT NULL ORDER BY c.epoch";
 
@@ -145,9 +147,9 @@ pub(super) const FORESTALL: &str = "WITH held AS MATERIALIZED (
 /// `name` -> the holder that was removed, as `LOOK`
 pub(super) const FORCE: &str = "WITH held AS (
         DELETE FROM seawall_claim WHERE (name, epoch) = (SELECT name, min(epoch) FROM seawall_claim WHERE name = $1 GROUP BY name)
-        RETURNING token, epoch, modified, info, session, since)
+        RETURNING token, epoch, modified, info, session, since, priority)
     SELECT held.token, held.epoch, held.modified, held.info, s.owner, s.id,
-        floor(extract(epoch FROM held.since) * 1000)::bigint, 0::bigint
+        floor(extract(epoch FROM held.since) * 1000)::bigint, 0::bigint, held.priority
     FROM held JOIN seawall_session s ON s.id = held.session";
 
 /// `name, token, epoch, info` -> a row if it was there
@@ -160,7 +162,7 @@ pub(super) const HAND_OVER: &str = "WITH own AS (
         SELECT epoch FROM seawall_claim c WHERE name = $1 AND token = $2 AND epoch = $3
             AND NOT EXISTS (SELECT FROM seawall_claim WHERE name = $1 AND epoch < $3) FOR UPDATE),
     next AS (
-        SELECT c.token, c.epoch, c.modified, c.info, s.owner, s.id, c.since
+        SELECT c.token, c.epoch, c.modified, c.info, s.owner, s.id, c.since, c.priority
         FROM seawall_claim c JOIN seawall_session s ON s.id = c.session
         WHERE c.name = $1 AND c.epoch > $3 AND (s.owner = $4 OR s.id::text = $4) AND s.until > clock_timestamp()
             AND EXISTS (SELECT FROM own)
@@ -168,5 +170,5 @@ pub(super) const HAND_OVER: &str = "WITH own AS (
     passed AS (
         DELETE FROM seawall_claim WHERE name = $1 AND epoch < (SELECT epoch FROM next) RETURNING 1)
     SELECT EXISTS (SELECT FROM own), next.token, next.epoch, next.modified, next.info, next.owner, next.id,
-        floor(extract(epoch FROM next.since) * 1000)::bigint, (SELECT count(*) FROM passed)
+        floor(extract(epoch FROM next.since) * 1000)::bigint, (SELECT count(*) FROM passed), next.priority
     FROM (SELECT) one LEFT JOIN next ON true";

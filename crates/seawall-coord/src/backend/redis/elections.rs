@@ -2,13 +2,15 @@
 
 use super::line::Doing;
 use super::node::names;
-use super::scripts::{HAND_OVER, Value};
+use super::scripts::{About, CANDIDATES, HAND_OVER, Value};
 use super::session::RedisSession;
 use super::single::{CALL, Redis};
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{BackendError, Claim};
+use crate::class::Fence;
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
+use seawall_types::Revision;
 
 /// Whether an observer has seen this one.
 pub(super) fn is_new(seen: Option<&Option<CandidateView>>, leader: Option<&CandidateView>) -> bool {
@@ -17,8 +19,24 @@ pub(super) fn is_new(seen: Option<&Option<CandidateView>>, leader: Option<&Candi
 }
 
 impl Elections for Redis {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        let names = names(&LockName::of_election(name), &Token::random());
+        let mut script = CANDIDATES.prepare_invoke();
+        script.key(&names.lock).key(&names.standing).key(&names.said);
+        let (leader, standing): (Option<String>, Vec<String>) = self.line.run(Doing::Read, CALL, &script).await?;
+        let leader = leader.and_then(|leader| Value::parse(&leader)).map(Value::candidate);
+        let standing = standing.iter().filter_map(|said| serde_json::from_str::<About>(said).ok());
+        // It has no term until it leads.
+        let mut candidates: Vec<_> = standing.map(|about| about.candidate(Fence::new(0), Revision(0))).collect();
+        candidates.sort_by_key(|candidate| candidate.since_ms);
+        Ok(ElectionView { name: name.clone(), leader, candidates })
+    }
+
     async fn publish(&self, lease: &RedisSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
-        let about = lease.about(info).map_err(|why| self.line.place.refused(why))?;
+        // Its priority stays as it is, and nobody else writes here.
+        let said = self.line.value(CALL, &claim.name).await?;
+        let Some(said) = said.filter(|said| said.token == claim.token.to_string()) else { return Ok(false) };
+        let about = lease.about(info, said.about.priority).map_err(|why| self.line.place.refused(why))?;
         self.line.update(CALL, &claim.name, &claim.token, &about).await
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::redlock::Redlock;
 use super::session::RedisSession;
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
 use crate::election::{Elections, HandedOver};
@@ -112,6 +112,14 @@ impl Backend for RedlockFenced {
 }
 
 impl Elections for RedlockFenced {
+    fn prioritises(&self) -> bool {
+        self.redlock.prioritises()
+    }
+
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        self.redlock.election(name).await
+    }
+
     async fn publish(&self, lease: &RedisSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         self.redlock.publish(lease, claim, info).await
     }

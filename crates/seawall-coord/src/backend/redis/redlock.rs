@@ -17,7 +17,7 @@ use super::scripts::{DEAD, Value};
 use super::session::RedisSession;
 use super::single::{CALL, CHUNK, MIN_TTL};
 use crate::backend::home::Home;
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::BestEffort;
 use crate::clock::Clock;
@@ -166,7 +166,7 @@ impl Redlock {
         let began = Instant::now();
         let until = began + patience;
         let refused = |why| BackendError::Refused { backend: self.name(), why };
-        let about = lease.about(&want.info).map_err(refused)?;
+        let about = lease.about(&want.info, 0).map_err(refused)?;
         loop {
             let last = match self.round(lease, want, &about).await {
                 Ok(Some(claim)) => return Ok(claim),
@@ -188,6 +188,26 @@ impl Redlock {
             }
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+impl Redlock {
+    /// Whom most nodes name.
+    async fn leader(&self, lock: &LockName) -> Result<Option<CandidateView>, BackendError> {
+        let answers = self.ask(|node| node.value(CALL, lock)).await;
+        if answers.0.iter().filter(|answer| answer.is_ok()).count() < self.quorum() {
+            return Err(answers.error(self));
+        }
+        let values: Vec<&Value> = answers.0.iter().flatten().flatten().collect();
+        let same = |token: &str| values.iter().filter(|value| value.token == token).count();
+        let leaders = values.iter().filter(|value| same(&value.token) >= self.quorum());
+        // Each node has the time at which it was told; the latest is as good as any, and stays.
+        Ok(leaders.max_by_key(|value| (value.modified, value.granted)).map(|value| {
+            let mut leader = (*value).clone().candidate();
+            let granted = values.iter().filter(|other| other.token == value.token).map(|other| other.granted);
+            leader.term = crate::class::Fence::new(granted.max().unwrap_or(0));
+            leader
+        }))
     }
 }
 
@@ -277,8 +297,17 @@ impl Backend for Redlock {
 }
 
 impl Elections for Redlock {
+    fn prioritises(&self) -> bool {
+        false
+    }
+
+    /// Who leads. Those who stand ask at random, and are nowhere written down.
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        Ok(ElectionView::of(name.clone(), self.leader(&LockName::of_election(name)).await?))
+    }
+
     async fn publish(&self, lease: &RedisSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
-        let about = lease.about(info).map_err(|why| BackendError::Refused { backend: self.name(), why })?;
+        let about = lease.about(info, 0).map_err(|why| BackendError::Refused { backend: self.name(), why })?;
         let answers = self.ask(|node| node.update(CALL, &claim.name, &claim.token, &about)).await;
         let done = answers.0.iter().filter(|done| **done == Ok(true)).count();
         match answers.0.iter().filter(|answer| answer.is_ok()).count() >= self.quorum() {
@@ -300,20 +329,7 @@ impl Elections for Redlock {
     ) -> Result<Option<CandidateView>, BackendError> {
         let lock = LockName::of_election(name);
         loop {
-            let answers = self.ask(|node| node.value(CALL, &lock)).await;
-            if answers.0.iter().filter(|answer| answer.is_ok()).count() < self.quorum() {
-                return Err(answers.error(self));
-            }
-            let values: Vec<&Value> = answers.0.iter().flatten().flatten().collect();
-            let same = |token: &str| values.iter().filter(|value| value.token == token).count();
-            let leaders = values.iter().filter(|value| same(&value.token) >= self.quorum());
-            // Each node has the time at which it was told; the latest is as good as any, and stays.
-            let leader = leaders.max_by_key(|value| (value.modified, value.granted)).map(|value| {
-                let mut leader = (*value).clone().candidate();
-                let granted = values.iter().filter(|other| other.token == value.token).map(|other| other.granted);
-                leader.term = crate::class::Fence::new(granted.max().unwrap_or(0));
-                leader
-            });
+            let leader = self.leader(&lock).await?;
             if is_new(seen, leader.as_ref()) {
                 return Ok(leader);
             }

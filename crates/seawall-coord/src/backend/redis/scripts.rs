@@ -122,6 +122,18 @@ pub(super) static HAND_OVER: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// KEYS: lock, standing, what they say. Answers the lock's value, and what each says that stands.
+pub(super) static CANDIDATES: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "local standing = {}
+        for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], now(), '+inf')) do
+            local said = redis.call('HGET', KEYS[3], token)
+            if said then standing[#standing + 1] = string.sub(said, 11) end
+        end
+        return {redis.call('GET', KEYS[1]), standing}",
+    )
+});
+
 fn script(text: &str) -> Script {
     Script::new(&format!("{NOW}{text}"))
 }
@@ -158,6 +170,15 @@ pub(super) struct About {
     pub(super) since_ms: u64,
     #[serde(default)]
     pub(super) info: String,
+    #[serde(default, skip_serializing_if = "crate::backend::view::is_zero")]
+    pub(super) priority: i32,
+}
+
+impl About {
+    pub(super) fn candidate(self, term: Fence, modified: Revision) -> CandidateView {
+        let Self { owner, session, since_ms, info, priority } = self;
+        CandidateView { term, owner, session, since_ms, info, modified, priority }
+    }
 }
 
 /// A lock's value.
@@ -183,13 +204,6 @@ impl Value {
 
     /// The leader that this is. Its term tells leaders apart, and is no fencing token: it goes back when the clock does.
     pub(super) fn candidate(self) -> CandidateView {
-        CandidateView {
-            term: Fence::new(self.granted),
-            owner: self.about.owner,
-            session: self.about.session,
-            since_ms: self.about.since_ms,
-            info: self.about.info,
-            modified: Revision(self.modified),
-        }
+        self.about.candidate(Fence::new(self.granted), Revision(self.modified))
     }
 }

@@ -55,14 +55,15 @@ impl RedisSession {
     }
 
     /// What a claim says of itself, as it is written; none that is too long.
-    pub(super) fn about(&self, info: &str) -> Result<String, String> {
+    pub(super) fn about(&self, info: &str, priority: i32) -> Result<String, String> {
         if info.len() > MAX_INFO {
             return Err(format!("an info of {} bytes: at most {MAX_INFO} are allowed", info.len()));
         }
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let since_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         let (owner, session) = (self.0.owner.clone(), self.0.number.clone());
-        Ok(serde_json::to_string(&About { owner, session, since_ms, info: info.to_owned() }).expect("plain data"))
+        Ok(serde_json::to_string(&About { owner, session, since_ms, info: info.to_owned(), priority })
+            .expect("plain data"))
     }
 
     /// A claim is about to be asked for. Says how many keep-alives were begun before.

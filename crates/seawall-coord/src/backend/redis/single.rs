@@ -55,7 +55,7 @@ impl Redis {
     async fn wait(&self, lease: &RedisSession, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
         let began = Instant::now();
         let until = began + patience;
-        let about = lease.about(&want.info).map_err(|why| self.line.place.refused(why))?;
+        let about = lease.about(&want.info, want.priority).map_err(|why| self.line.place.refused(why))?;
         let watch = self.listener.watch(&names(&want.name, &want.token).lock);
         lease.enter(want)?;
         loop {

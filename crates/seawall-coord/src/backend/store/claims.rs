@@ -226,8 +226,8 @@ impl StoreBackend {
     async fn put_claim(&self, lease: &StoreLease, want: &Want, kind: Kind, key: &str) -> Result<Queued, BackendError> {
         for _ in 0..TRIES {
             let Settled { owner, condition } = self.settled(lease).await?;
-            let info = want.info.clone();
-            let value = json(&ClaimValue { owner, since_ms: unix_ms(), info, kind, held: false });
+            let (info, priority) = (want.info.clone(), want.priority);
+            let value = json(&ClaimValue { owner, since_ms: unix_ms(), info, kind, held: false, priority });
             let put = Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id) };
             let txn = Txn {
                 compare: vec![Compare::Absent(key.into()), condition],

@@ -14,29 +14,11 @@ use crate::name::{ElectionName, LockName};
 
 impl StoreBackend {
     fn candidate(&self, entry: &Entry) -> CandidateView {
-        let claim = self.view(entry);
-        CandidateView {
-            term: claim.fence,
-            owner: claim.owner,
-            session: claim.session,
-            since_ms: claim.since_ms,
-            info: claim.info,
-            modified: entry.modified,
-        }
+        CandidateView::of(self.view(entry), entry.modified)
     }
 
     fn election_of(&self, name: ElectionName, entries: &[Entry]) -> ElectionView {
-        let mut candidates = entries.iter().map(|entry| self.candidate(entry));
-        ElectionView { name, leader: candidates.next(), candidates: candidates.collect() }
-    }
-
-    /// An election with its leader and its candidates; one that nobody stands in has neither.
-    ///
-    /// # Errors
-    /// [`BackendError::Down`].
-    pub async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
-        let entries = reading(queries::by_age(&*self.store, &queue(&LockName::of_election(name)))).await?;
-        Ok(self.election_of(name.clone(), &entries))
+        ElectionView::of(name, entries.iter().map(|entry| self.candidate(entry)))
     }
 
     /// Every election that somebody leads, by name.
@@ -55,6 +37,11 @@ impl StoreBackend {
 }
 
 impl Elections for StoreBackend {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        let entries = reading(queries::by_age(&*self.store, &queue(&LockName::of_election(name)))).await?;
+        Ok(self.election_of(name.clone(), &entries))
+    }
+
     async fn publish(&self, lease: &StoreLease, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         if info.len() > MAX_INFO {
             return Err(refused(format!("an info of {} bytes: at most {MAX_INFO} are allowed", info.len())));

@@ -7,24 +7,29 @@ use zookeeper_client::{Error, MultiWriteError, Stat};
 
 use super::session::{Doing, Failed, ZkSession, asked};
 use super::{QUIET, Value, ZooKeeper, view};
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ElectionView};
 use crate::backend::{BackendError, Claim, MAX_INFO};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName};
 
 fn candidate(data: &[u8], stat: &Stat) -> CandidateView {
-    let claim = view(data, stat);
-    CandidateView {
-        term: claim.fence,
-        owner: claim.owner,
-        session: claim.session,
-        since_ms: claim.since_ms,
-        info: claim.info,
-        modified: Revision(stat.mzxid.unsigned_abs()),
-    }
+    CandidateView::of(view(data, stat), Revision(stat.mzxid.unsigned_abs()))
 }
 
 impl Elections for ZooKeeper {
+    async fn election(&self, name: &ElectionName) -> Result<ElectionView, BackendError> {
+        let client = self.observer().await?;
+        asked(Doing::Read, client.sync("/")).await.map_err(|error| error.of(&self.place))?;
+        let queue = self.queue(&client, &self.place.queue(&LockName::of_election(name))).await?;
+        let mut candidates = Vec::with_capacity(queue.len());
+        for node in queue {
+            if let Some((data, stat)) = self.read(&client, &node.path).await? {
+                candidates.push(candidate(&data, &stat));
+            }
+        }
+        Ok(ElectionView::of(name.clone(), candidates))
+    }
+
     async fn publish(&self, lease: &ZkSession, claim: &Claim, info: &str) -> Result<bool, BackendError> {
         if info.len() > MAX_INFO {
             let why = format!("an info of {} bytes: at most {MAX_INFO} are allowed", info.len());
@@ -37,7 +42,10 @@ impl Elections for ZooKeeper {
         };
         // The path holds its token and its number, so it is nobody else's, ever.
         let Some(path) = self.find(lease, &client, &claim.name, &claim.token).await? else { return Ok(false) };
-        match asked(Doing::Write, client.set_data(&path, &Value::bytes(lease.owner(), info), None)).await {
+        let Some((said, _)) = self.read(&client, &path).await? else { return Ok(false) };
+        // Nobody else writes here.
+        let value = Value { info: info.to_owned(), ..Value::read(&said) };
+        match asked(Doing::Write, client.set_data(&path, &value.bytes(), None)).await {
             Ok(_) => Ok(true),
             Err(Failed::Is(Error::NoNode | Error::SessionExpired)) => Ok(false),
             Err(error) => Err(error.of(&self.place)),

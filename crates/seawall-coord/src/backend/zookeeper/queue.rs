@@ -23,7 +23,8 @@ impl ZooKeeper {
     ) -> Result<String, ClaimError> {
         let dir = self.place.queue(&want.name);
         let prefix = nodes::prefix(&dir, &want.token);
-        let data = Value::bytes(session.owner(), &want.info);
+        let (owner, info) = (session.owner().to_owned(), want.info.clone());
+        let data = Value { owner, info, priority: want.priority }.bytes();
         let mut pause = Duration::from_millis(10);
         let mut made = 0;
         loop {
