@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use seawall_control::ControlConfig;
+use seawall_coord::{LocksUrl, Need};
 use seawall_gateway::GatewayConfig;
 use seawall_resilience::Policies;
 use seawall_saga::{Plan, PlanConfig};
@@ -37,6 +38,22 @@ pub(crate) struct Config {
     pub(crate) sagas: BTreeMap<ServiceName, PlanConfig>,
     /// What is done when, by name; run once, whatever dies.
     pub(crate) cron: BTreeMap<ServiceName, JobConfig>,
+    /// Where `seawall lock`, `elect`, `locks` and `elections` find locks.
+    pub(crate) coordination: CoordinationConfig,
+}
+
+/// Where locks and elections are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CoordinationConfig {
+    /// Another backend than control: `etcd://`, `zookeeper://`, `postgres://`, `postgres+advisory://`, `redis://`, `redlock://`
+    /// and the address. Default: control.
+    #[schemars(with = "Option<String>")]
+    pub(crate) backend: Option<LocksUrl>,
+    /// What is needed of it: `fence`, a fencing token; `lease`, one holder as long as the backend forgets nothing; `best`, one
+    /// holder most of the time. A backend that cannot give it is refused.
+    #[schemars(with = "String", extend("enum" = ["fence", "lease", "best"]))]
+    pub(crate) need: Need,
 }
 
 /// A checked file and where it stands.

@@ -91,7 +91,7 @@ enum Stood {
 async fn stand(args: Args) -> anyhow::Result<i32> {
     // Before anything is held: a signal that nobody listens for ends the process.
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
-    let control = match args.place.open().await {
+    let control = match args.place.open(false).await {
         Ok(backend) => backend,
         Err(backend::Unopened::Down(why)) => return Ok(say(UNAVAILABLE, &why)),
         Err(backend::Unopened::Wrong(error)) => return Err(error),
@@ -207,7 +207,10 @@ async fn lead(
             Err(ClaimError::TimedOut { .. } | ClaimError::Removed) if args.wait.is_none() => continue,
             Err(ClaimError::Busy { holder } | ClaimError::TimedOut { holder, .. }) => {
                 lock::close(session).await;
-                let leader = holder.map(|leader| format!(": {} leads in term {}", leader.owner, leader.fence));
+                let leader = holder.map(|leader| {
+                    let term = leader.fence.map(|term| format!(" in term {term}")).unwrap_or_default();
+                    format!(": {} leads{term}", leader.owner)
+                });
                 let leader = leader.unwrap_or_default();
                 return Ok(Stood::Exit(say(
                     BUSY,
@@ -218,9 +221,9 @@ async fn lead(
             Err(error) => return Ok(Stood::Again(error.to_string())),
         };
         let term = leadership.guard().token().map(|term| term.to_string());
-        let mut words = vec![("SEAWALL_ELECTION", args.name.as_str())];
         let term = term.as_deref();
-        words.extend(term.into_iter().flat_map(|term| [("SEAWALL_TERM", term), ("SEAWALL_FENCING_TOKEN", term)]));
+        let name = Some(args.name.as_str());
+        let words = [("SEAWALL_ELECTION", name), ("SEAWALL_TERM", term), ("SEAWALL_FENCING_TOKEN", term)];
         let held = Held { guard: leadership.guard(), ttl: args.ttl.get() };
         let mut above = None;
         let given_up = async {

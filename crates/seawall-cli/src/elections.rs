@@ -2,10 +2,11 @@
 
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use seawall_coord::{CandidateView, ElectionName, ElectionView};
+use seawall_coord::{CandidateView, ClaimView, ElectionName, ElectionView, LockName};
 use serde::Deserialize;
 
-use crate::ask::Which;
+use crate::backend::Where;
+use crate::elsewhere::Elsewhere;
 use crate::locks::{Audit, Released, time};
 use crate::watch;
 
@@ -23,24 +24,61 @@ pub(crate) struct Args {
     /// Why, for the record.
     #[arg(long, requires = "force")]
     why: Option<String>,
-    /// Who, for the record. Default: the user's name.
+    /// Who, for the record, which control and stores keep. Default: the user's name.
     #[arg(long, env = "USER", default_value = "operator")]
     by: String,
     #[command(flatten)]
-    which: Which,
+    place: Where,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let which = args.place.control();
+    if let Some((url, _)) = args.place.other()? {
+        return elsewhere(args, &Elsewhere::open(&url)?);
+    }
     if args.watch {
-        return watch::run(&args.which, "/v1/elections", "election", |election: &ElectionView| {
+        return watch::run(which, "/v1/elections", "election", |election: &ElectionView| {
             args.name.as_ref().is_none_or(|name| *name == election.name).then(|| line(election))
         });
     }
     match &args.name {
-        None => list(&args.which),
-        Some(name) if args.force => force(args, name),
-        Some(name) => show(&args.which, name),
+        None => print_all(&which.get::<Vec<ElectionView>>("/v1/elections")?),
+        Some(name) if args.force => {
+            let body = serde_json::json!({ "by": args.by, "why": args.why });
+            let path = format!("{}/force", path(name));
+            let Released { released } = which.send(Method::POST, &path, serde_json::to_vec(&body)?)?;
+            removed(name, &released);
+        }
+        Some(name) => print(name, &which.get(&path(name))?),
     }
+    Ok(())
+}
+
+/// Where it is not control that keeps them.
+fn elsewhere(args: &Args, backend: &Elsewhere) -> anyhow::Result<()> {
+    if args.watch {
+        return backend.watch_elections(args.name.as_ref(), line);
+    }
+    match &args.name {
+        None => print_all(&backend.elections()?),
+        Some(name) if args.force => {
+            let (lock, why) = (LockName::of_election(name), args.why.as_deref().unwrap_or_default());
+            match backend.force(&lock, &args.by, why)? {
+                Some(released) => removed(name, &released),
+                None => anyhow::bail!("nobody leads `{name}`"),
+            }
+        }
+        Some(name) => {
+            let ElectionView { name: _, leader, candidates } = backend.election(name)?;
+            print(name, &Shown { leader, candidates, forced: Vec::new() });
+        }
+    }
+    Ok(())
+}
+
+fn removed(name: &ElectionName, leader: &ClaimView) {
+    let term = leader.fence.map(|term| format!(", term {term} is over")).unwrap_or_default();
+    println!("{} leads {name} no more{term}", leader.owner);
 }
 
 #[derive(Deserialize)]
@@ -66,15 +104,13 @@ fn ranked(candidate: &CandidateView) -> String {
     }
 }
 
-fn list(which: &Which) -> anyhow::Result<()> {
-    let elections: Vec<ElectionView> = which.get("/v1/elections")?;
+fn print_all(elections: &[ElectionView]) {
     println!("{:<24} {:<24} {:<18} {:<22} CANDIDATES", "ELECTION", "LEADER", "TERM", "STANDS SINCE");
     for election in elections {
         let Some(leader) = &election.leader else { continue };
         let (term, candidates) = (leader.term.to_string(), election.candidates.len());
         println!("{:<24} {:<24} {term:<18} {:<22} {candidates}", election.name.as_str(), leader.owner, since(leader));
     }
-    Ok(())
 }
 
 fn line(election: &ElectionView) -> String {
@@ -85,8 +121,7 @@ fn line(election: &ElectionView) -> String {
     format!("{:<24} {}; {candidates} standing", election.name.as_str(), leader.trim_end())
 }
 
-fn show(which: &Which, name: &ElectionName) -> anyhow::Result<()> {
-    let election: Shown = which.get(&path(name))?;
+fn print(name: &ElectionName, election: &Shown) {
     match &election.leader {
         None => println!("nobody leads {name}"),
         Some(leader) => {
@@ -97,15 +132,7 @@ fn show(which: &Which, name: &ElectionName) -> anyhow::Result<()> {
         println!("  {:>3}. stands: {} since {}  {}", n + 1, ranked(candidate), since(candidate), candidate.info);
     }
     for Audit { by, why, at_ms, holder } in &election.forced {
-        println!("  {} {} was removed in term {} by {by}: {why}", time(*at_ms), holder.owner, holder.fence);
+        let term = holder.fence.unwrap_or_default();
+        println!("  {} {} was removed in term {term} by {by}: {why}", time(*at_ms), holder.owner);
     }
-    Ok(())
-}
-
-fn force(args: &Args, name: &ElectionName) -> anyhow::Result<()> {
-    let body = serde_json::json!({ "by": args.by, "why": args.why });
-    let path = format!("{}/force", path(name));
-    let Released { released } = args.which.send(Method::POST, &path, serde_json::to_vec(&body)?)?;
-    println!("{} leads {name} no more, term {} is over", released.owner, released.fence);
-    Ok(())
 }

@@ -97,7 +97,8 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
     let mut signals = Signals::listen().context("cannot listen for SIGTERM and SIGINT")?;
     let ttl = args.ttl.get();
     let config = config(args.owner.clone(), ttl);
-    let backend = match args.place.open().await {
+    let manner = args.read || args.permits.is_some() || args.delay.is_some();
+    let backend = match args.place.open(manner).await {
         Ok(backend) => backend,
         Err(Unopened::Down(why)) => return Ok(say(UNAVAILABLE, &why)),
         Err(Unopened::Wrong(error)) => return Err(error),
@@ -129,8 +130,7 @@ async fn hold(args: Args) -> anyhow::Result<i32> {
         }
     };
     let fence = held.token().map(|fence| fence.to_string());
-    let mut words = vec![("SEAWALL_LOCK", args.name.as_str())];
-    words.extend(fence.as_deref().map(|fence| ("SEAWALL_FENCING_TOKEN", fence)));
+    let words = [("SEAWALL_LOCK", Some(args.name.as_str())), ("SEAWALL_FENCING_TOKEN", fence.as_deref())];
     let what = format!("lock `{}`", args.name);
     let code =
         match under(&Held { guard: &held, ttl }, &what, &args.command, &words, std::future::pending(), &mut signals)
@@ -197,12 +197,15 @@ pub(crate) fn margin(ttl: Duration) -> Duration {
     (ttl / 5).max(Duration::from_millis(50))
 }
 
+/// A variable of a command's environment. One without a value is taken out: it would be that of another `seawall lock` around this.
+pub(crate) type Word<'a> = (&'static str, Option<&'a str>);
+
 /// Runs a command for as long as this is held, and ends it when it is lost, or to be given up. Signals are passed on to it.
 pub(crate) async fn under(
     held: &Held<'_>,
     what: &str,
     command: &[String],
-    words: &[(&str, &str)],
+    words: &[Word<'_>],
     give_up: impl Future<Output = String>,
     signals: &mut Signals,
 ) -> anyhow::Result<Ended> {
@@ -289,7 +292,7 @@ pub(crate) struct Leased {
 
 impl Leased {
     /// Starts it; it may run until then.
-    pub(crate) fn spawn(command: &[String], words: &[(&str, &str)], until: Boot) -> anyhow::Result<Self> {
+    pub(crate) fn spawn(command: &[String], words: &[Word<'_>], until: Boot) -> anyhow::Result<Self> {
         // Inherited by the guard, which opens it anew; this end is not.
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).context("no pipe for the guard")?;
         rustix::io::fcntl_setfd(&write, FdFlags::CLOEXEC)?;
@@ -299,7 +302,12 @@ impl Leased {
         call.insert(at, format!("--lease={}", read.as_raw_fd()));
         // Of a group of its own, so that all of it can be ended, and Ctrl-C reaches this process alone.
         child.args(call).args(command).process_group(0);
-        child.envs(words.iter().copied());
+        for (name, value) in words {
+            match value {
+                Some(value) => child.env(name, value),
+                None => child.env_remove(name),
+            };
+        }
         // Before it starts: this process may be stopped right after.
         let mut pipe = std::fs::File::from(write);
         pipe.write_all(&guard::moment(until))?;

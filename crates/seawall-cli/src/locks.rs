@@ -9,6 +9,8 @@ use seawall_coord::{ClaimView, Deadlock, Kind, LockName, LockView};
 use serde::Deserialize;
 
 use crate::ask::Which;
+use crate::backend::Where;
+use crate::elsewhere::Elsewhere;
 use crate::watch;
 
 #[derive(clap::Args)]
@@ -28,11 +30,11 @@ pub(crate) struct Args {
     /// Why, for the record.
     #[arg(long, requires = "force")]
     why: Option<String>,
-    /// Who, for the record. Default: the user's name.
+    /// Who, for the record, which control and stores keep. Default: the user's name.
     #[arg(long, env = "USER", default_value = "operator")]
     by: String,
     #[command(flatten)]
-    which: Which,
+    place: Where,
 }
 
 #[derive(clap::Subcommand)]
@@ -46,7 +48,7 @@ enum What {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        which: Which,
+        place: Where,
     },
 }
 
@@ -73,19 +75,54 @@ pub(crate) struct Released {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    if let Some(What::Explain { name, json, which }) = &args.what {
-        return if *json { raw(which, name) } else { explain(which, name) };
+    if let Some(What::Explain { name, json, place }) = &args.what {
+        if let Some((url, _)) = place.other()? {
+            anyhow::bail!("{url} keeps no account of its locks: `seawall locks {name}` shows what it knows");
+        }
+        return if *json { raw(place.control(), name) } else { explain(place.control(), name) };
+    }
+    let which = args.place.control();
+    if let Some((url, _)) = args.place.other()? {
+        return elsewhere(args, &Elsewhere::open(&url)?);
     }
     if args.watch {
-        return watch::run(&args.which, "/v1/locks", "lock", |lock: &LockView| {
+        return watch::run(which, "/v1/locks", "lock", |lock: &LockView| {
             args.name.as_ref().is_none_or(|name| *name == lock.name).then(|| line(lock))
         });
     }
     match &args.name {
-        None => list(&args.which),
-        Some(name) if args.force => force(args, name),
-        Some(name) => show(&args.which, name),
+        None => {
+            print_all(&which.get::<Vec<LockView>>("/v1/locks")?);
+            for circle in which.get::<Vec<Deadlock>>("/v1/deadlocks")? {
+                println!("deadlock: {circle}");
+            }
+        }
+        Some(name) if args.force => force(args, which, name)?,
+        Some(name) => print(name, &which.get(&path(name))?),
     }
+    Ok(())
+}
+
+/// Where it is not control that keeps them.
+fn elsewhere(args: &Args, backend: &Elsewhere) -> anyhow::Result<()> {
+    if args.watch {
+        return backend.watch_locks(args.name.as_ref(), line);
+    }
+    match &args.name {
+        None => print_all(&backend.locks()?),
+        Some(name) if args.force => match backend.force(name, &args.by, args.why.as_deref().unwrap_or_default())? {
+            Some(released) => println!("{name} was taken away from {released}"),
+            None => anyhow::bail!("nobody holds `{name}`"),
+        },
+        Some(name) => {
+            let LockView { name: _, holder, sharing, queue } = backend.lock(name)?;
+            print(name, &Shown { holder, sharing, queue, forced: Vec::new() });
+            if !backend.knows_who_waits() {
+                println!("  who waits is written down nowhere");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn path(name: &LockName) -> String {
@@ -113,24 +150,19 @@ fn held(claim: &ClaimView) -> String {
     }
 }
 
-fn list(which: &Which) -> anyhow::Result<()> {
-    let locks: Vec<LockView> = which.get("/v1/locks")?;
+fn print_all(locks: &[LockView]) {
     println!("{:<24} {:<24} {:<18} {:<22} {:<16} WAITING", "LOCK", "HOLDER", "TOKEN", "SINCE", "HELD");
     for lock in locks {
         // Each holder has a line of its own, and those who wait are counted on the first.
         for (n, holder) in lock.holder.iter().chain(&lock.sharing).enumerate() {
-            let (name, owner, token) = (lock.name.as_str(), &holder.owner, holder.fence.to_string());
+            let token = holder.fence.map_or_else(|| "-".to_owned(), |fence| fence.to_string());
+            let (name, owner) = (lock.name.as_str(), &holder.owner);
             let waiting = if n == 0 { lock.queue.len().to_string() } else { String::new() };
             let line =
                 format!("{name:<24} {owner:<24} {token:<18} {:<22} {:<16} {waiting}", since(holder), held(holder));
             println!("{}", line.trim_end());
         }
     }
-    let circles: Vec<Deadlock> = which.get("/v1/deadlocks")?;
-    for circle in circles {
-        println!("deadlock: {circle}");
-    }
-    Ok(())
 }
 
 fn raw(which: &Which, name: &LockName) -> anyhow::Result<()> {
@@ -199,8 +231,7 @@ fn line(lock: &LockView) -> String {
     }
 }
 
-fn show(which: &Which, name: &LockName) -> anyhow::Result<()> {
-    let shown: Shown = which.get(&path(name))?;
+fn print(name: &LockName, shown: &Shown) {
     match &shown.holder {
         None => println!("{name} is free"),
         Some(holder) => {
@@ -215,13 +246,12 @@ fn show(which: &Which, name: &LockName) -> anyhow::Result<()> {
     for Audit { by, why, at_ms, holder } in &shown.forced {
         println!("  {} taken away from {holder} by {by}: {why}", time(*at_ms));
     }
-    Ok(())
 }
 
-fn force(args: &Args, name: &LockName) -> anyhow::Result<()> {
+fn force(args: &Args, which: &Which, name: &LockName) -> anyhow::Result<()> {
     let body = serde_json::json!({ "by": args.by, "why": args.why });
     let path = format!("{}/force", path(name));
-    let Released { released } = args.which.send(Method::POST, &path, serde_json::to_vec(&body)?)?;
+    let Released { released } = which.send(Method::POST, &path, serde_json::to_vec(&body)?)?;
     println!("{name} was taken away from {released}");
     Ok(())
 }

@@ -8,6 +8,7 @@ mod control;
 mod cron;
 mod elect;
 mod elections;
+mod elsewhere;
 mod gateway;
 mod guard;
 mod init;

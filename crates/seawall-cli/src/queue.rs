@@ -258,11 +258,11 @@ impl Worker {
         let first = (*kept.borrow()).unwrap_or_else(|| Clock::default().now());
         let (data, attempt, fence) = (claimed.data.to_string(), claimed.attempt.to_string(), claimed.fence.to_string());
         let words = [
-            ("SEAWALL_QUEUE", self.args.queue.as_str()),
-            ("SEAWALL_JOB", claimed.id.as_str()),
-            ("SEAWALL_JOB_DATA", &*data),
-            ("SEAWALL_JOB_ATTEMPT", &*attempt),
-            ("SEAWALL_FENCING_TOKEN", &*fence),
+            ("SEAWALL_QUEUE", Some(self.args.queue.as_str())),
+            ("SEAWALL_JOB", Some(claimed.id.as_str())),
+            ("SEAWALL_JOB_DATA", Some(&*data)),
+            ("SEAWALL_JOB_ATTEMPT", Some(&*attempt)),
+            ("SEAWALL_FENCING_TOKEN", Some(&*fence)),
         ];
         let mut leased = Leased::spawn(&self.args.command, &words, self.until(first))?;
         let mut stopped = None;

@@ -452,7 +452,9 @@ async fn force_from(
     let Json(Force { by, why }) = body?;
     match coord.backend.force(name, &by, &why).await? {
         Some(holder) => {
-            coord.ledger.forced(name, holder.fence, &by, &why);
+            if let Some(fence) = holder.fence {
+                coord.ledger.forced(name, fence, &by, &why);
+            }
             Ok(Json(json!({ "released": holder })))
         }
         None => {

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::remote::Remote;
 use crate::backend::store::{StoreBackend, StoreLease};
-use crate::backend::view::{CandidateView, ElectionView};
+use crate::backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{BestEffort, Class, Fenced, LeaseOnly};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
+use crate::oversight::Oversight;
 use crate::sharing::{Manner, SharedLocks};
 
 /// What somebody needs of a lock, from most to least.
@@ -177,6 +178,11 @@ impl LocksUrl {
         }
     }
 
+    /// Whether there are readers and writers, permits, and delays.
+    pub fn shares(&self) -> bool {
+        matches!(self.kind, Kind::Control(_) | Kind::Etcd(_))
+    }
+
     /// Whether what is there gives what is needed. Asks nobody.
     ///
     /// # Errors
@@ -217,6 +223,17 @@ pub enum AnyError {
     /// The etcd does not answer, or not as one.
     #[error(transparent)]
     Store(#[from] seawall_store::StoreError),
+}
+
+impl AnyError {
+    /// Whether trying again may help, because it is down and not wrong.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Class { .. } | Self::NotBuilt(_) => false,
+            Self::Backend(error) => error.retryable(),
+            Self::Store(error) => error.retryable(),
+        }
+    }
 }
 
 /// Declares the backends once: the enum, the sessions, and how a call finds its own.
@@ -393,6 +410,24 @@ impl Elections for AnyLocks {
         seen: Option<&Option<CandidateView>>,
     ) -> Result<Option<CandidateView>, BackendError> {
         each!(self, |backend| Box::pin(backend.changed(name, seen)).await)
+    }
+}
+
+impl Oversight for AnyLocks {
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        each!(self, |backend| Box::pin(Oversight::names(backend)).await)
+    }
+
+    async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
+        each!(self, |backend| Box::pin(Oversight::show(backend, name)).await)
+    }
+
+    async fn force(&self, name: &LockName, by: &str, why: &str) -> Result<Option<ClaimView>, BackendError> {
+        each!(self, |backend| Box::pin(Oversight::force(backend, name, by, why)).await)
+    }
+
+    fn knows_who_waits(&self) -> bool {
+        each!(self, |backend| backend.knows_who_waits())
     }
 }
 

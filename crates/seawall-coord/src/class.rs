@@ -58,7 +58,7 @@ impl Fences for Fenced {}
 /// A fencing token: a later holder of the same lock has a larger one, whatever became of the holders before. Send it with
 /// every write, and let the resource refuse what is smaller than the largest that it has seen. Stays below 2^53, so that
 /// JSON carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fence(u64);
 

@@ -14,6 +14,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::view::{ClaimView, LockView};
+use crate::class::Fence;
 use crate::name::LockName;
 
 /// Of so many claims of one lock it is looked whether they wait, from the front of the queue.
@@ -111,7 +112,7 @@ pub fn deadlocks(locks: &[LockView]) -> Vec<Deadlock> {
                 owner: wait.own.owner.clone(),
                 session: wait.own.session.clone(),
                 lock: wait.lock.clone(),
-                token: wait.own.fence.get(),
+                token: wait.own.fence.map_or(0, Fence::get),
                 behind: next.session.clone(),
                 behind_owner: next.owner.clone(),
             });
@@ -131,7 +132,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::class::Fence;
     use crate::sharing::Kind;
 
     fn lock(name: &str, claims: &[(u8, Kind)], number: &mut u64) -> LockView {
@@ -141,7 +141,7 @@ mod tests {
             ClaimView {
                 owner,
                 session,
-                fence: Fence::new(*number),
+                fence: Some(Fence::new(*number)),
                 since_ms: 0,
                 info: String::new(),
                 kind: *kind,

@@ -149,12 +149,20 @@ impl LockName {
 
     /// One that was written by this crate, an election's included.
     pub(crate) fn deserialize_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let name = match text.strip_prefix(ELECTION) {
+        Self::of_any(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+
+    fn of_any(text: &str) -> Result<Self, NameError> {
+        match text.strip_prefix(ELECTION) {
             Some(name) => ElectionName::try_new(name).map(|name| Self::of_election(&name)),
-            None => Self::try_new(&text),
-        };
-        name.map_err(serde::de::Error::custom)
+            None => Self::try_new(text),
+        }
+    }
+
+    /// A lock, or an election's, as a backend has written its name; none of anything else that is made of claims.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn of_text(text: &str) -> Option<Self> {
+        Self::of_any(text).ok()
     }
 
     /// The name of the election that this lock decides, if it is one of those.

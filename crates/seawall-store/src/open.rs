@@ -76,6 +76,14 @@ pub enum StoreError {
     NotBuilt(StoreUrl),
 }
 
+impl StoreError {
+    /// Whether trying again may help: an etcd that does not answer may come back. A file that is damaged, a store that has moved,
+    /// and one that this program was not built for stay as they are.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Etcd(_) | Self::Unanswered { .. })
+    }
+}
+
 /// As [`open_within`] with [`STORE_LIMIT`].
 ///
 /// # Errors

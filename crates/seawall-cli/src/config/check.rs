@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Vec<Mistake> {
     checker.services();
     checker.sagas();
     checker.cron();
+    checker.coordination();
     checker.ports();
     checker.mistakes
 }
@@ -189,6 +190,15 @@ impl Checker<'_> {
                     self.mistake(&front, format!("the job `{name}` has no `call`"), Some(hint));
                 }
             }
+        }
+    }
+
+    fn coordination(&mut self) {
+        let coordination = &self.config.coordination;
+        let Some(backend) = &coordination.backend else { return };
+        if let Err(error) = backend.check(coordination.need) {
+            let hint = "take another backend, or say `need: lease` or `need: best`, if that is enough".to_owned();
+            self.mistake(&["coordination", "backend"], error.to_string(), Some(hint));
         }
     }
 

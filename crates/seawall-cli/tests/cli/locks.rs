@@ -256,6 +256,8 @@ impl Holder {
         let file = std::fs::File::create(&path).unwrap();
         let mut command = Command::new(SEAWALL);
         command.args(args).current_dir(site.dir.path()).stdin(Stdio::null());
+        // As of another command around it, which is none of its own.
+        command.env("SEAWALL_FENCING_TOKEN", "outer");
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         Self { child, out: path }
     }

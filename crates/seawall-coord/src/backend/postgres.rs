@@ -5,6 +5,7 @@ mod elections;
 pub(crate) mod lease;
 mod line;
 mod listen;
+mod oversight;
 mod sql;
 
 pub use advisory::{PgAdvisory, PgLine};

@@ -14,6 +14,7 @@ mod fenced;
 mod line;
 mod listen;
 mod node;
+mod oversight;
 mod redlock;
 mod scripts;
 mod session;

@@ -16,13 +16,14 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::backend::view::{CandidateView, ClaimView, ElectionView};
+use crate::backend::view::{CandidateView, ClaimView, ElectionView, LockView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::barrier::{BarrierError, Barriers, Party, Step};
 use crate::class::{Fence, Fenced};
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
 use crate::once::Latches;
+use crate::oversight::Oversight;
 use crate::session::Why;
 use crate::sharing::{Manner, SharedLocks};
 
@@ -361,6 +362,46 @@ impl Barriers for Remote {
             }
             tokio::time::sleep(rest).await;
             pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+/// The answer to a release by force.
+#[derive(Debug, Deserialize)]
+struct Forced {
+    released: ClaimView,
+}
+
+impl Oversight for Remote {
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let get = async |path| {
+            let bytes = self.control.send(Method::GET, path, Vec::new(), CALL).await;
+            bytes.map_err(|error| self.error(error))
+        };
+        let locks: Vec<LockView> = self.read(&get("/v1/locks").await?)?;
+        let elections: Vec<ElectionView> = self.read(&get("/v1/elections").await?)?;
+        let locks = locks.into_iter().map(|lock| lock.name);
+        Ok(locks.chain(elections.iter().map(|election| LockName::of_election(&election.name))).collect())
+    }
+
+    async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
+        if let Some(election) = name.election().and_then(|name| ElectionName::try_new(name).ok()) {
+            let ElectionView { leader, candidates, .. } = self.election(&election).await?;
+            let claims = leader.into_iter().chain(candidates).map(CandidateView::claim);
+            return Ok(LockView::of(name.clone(), claims.collect()));
+        }
+        let path = format!("/v1/locks/{}", utf8_percent_encode(name.as_str(), NON_ALPHANUMERIC));
+        let bytes = self.control.send(Method::GET, &path, Vec::new(), CALL).await;
+        self.read(&bytes.map_err(|error| self.error(error))?)
+    }
+
+    async fn force(&self, name: &LockName, by: &str, why: &str) -> Result<Option<ClaimView>, BackendError> {
+        let (kind, plain) = name.election().map_or(("locks", name.as_str()), |name| ("elections", name));
+        let path = format!("/v1/{kind}/{}/force", utf8_percent_encode(plain, NON_ALPHANUMERIC));
+        match self.control.send(Method::POST, &path, body(&json!({ "by": by, "why": why })), CALL).await {
+            Ok(bytes) => Ok(Some(self.read::<Forced>(&bytes)?.released)),
+            Err(ControlError::NotFound(why)) if problem(&why).code == "not-held" => Ok(None),
+            Err(error) => Err(self.error(error)),
         }
     }
 }

@@ -20,6 +20,7 @@ mod doubts;
 mod elections;
 mod latches;
 mod observing;
+mod oversight;
 mod permits;
 mod queries;
 mod shared;
@@ -359,7 +360,7 @@ impl StoreBackend {
     fn view(&self, entry: &Entry) -> ClaimView {
         let ClaimValue { owner, since_ms, info, kind, priority, .. } = ClaimValue::read(entry);
         let session = entry.lease.map(|lease| format!("{:016x}", lease.0)).unwrap_or_default();
-        let fence = self.fence(entry.created);
+        let fence = Some(self.fence(entry.created));
         ClaimView { owner, session, fence, since_ms, info, kind, priority }
     }
 

@@ -21,8 +21,9 @@ pub struct ClaimView {
     pub owner: String,
     /// The session's number; no secret.
     pub session: String,
-    /// Its fencing token, or the one that it will have.
-    pub fence: Fence,
+    /// Its fencing token, or the one that it will have; none where the backend has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
     /// When it took its place in the queue, in milliseconds since 1970 by its backend's clock.
     pub since_ms: u64,
     /// What it says about itself.
@@ -38,7 +39,11 @@ pub struct ClaimView {
 
 impl fmt::Display for ClaimView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (session {}, token {})", self.owner, self.session, self.fence)
+        write!(f, "{} (session {}", self.owner, self.session)?;
+        match self.fence {
+            Some(fence) => write!(f, ", token {fence})"),
+            None => write!(f, ")"),
+        }
     }
 }
 
@@ -93,13 +98,25 @@ impl CandidateView {
     /// What stands for election by a claim that last said something at this revision.
     pub(crate) fn of(claim: ClaimView, modified: Revision) -> Self {
         let ClaimView { owner, session, fence, since_ms, info, kind: _, priority } = claim;
-        Self { term: fence, owner, session, since_ms, info, modified, priority }
+        Self { term: fence.unwrap_or_default(), owner, session, since_ms, info, modified, priority }
+    }
+}
+
+impl CandidateView {
+    /// Its claim of the lock that decides the election.
+    pub(crate) fn claim(self) -> ClaimView {
+        let Self { term, owner, session, since_ms, info, modified: _, priority } = self;
+        ClaimView { owner, session, fence: Some(term), since_ms, info, kind: Kind::Exclusive, priority }
     }
 }
 
 impl fmt::Display for CandidateView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (session {}, term {})", self.owner, self.session, self.term)
+        match self.term.get() {
+            // Where terms are only given to those who lead.
+            0 => write!(f, "{} (session {})", self.owner, self.session),
+            term => write!(f, "{} (session {}, term {term})", self.owner, self.session),
+        }
     }
 }
 

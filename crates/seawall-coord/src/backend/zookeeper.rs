@@ -10,6 +10,7 @@
 mod diagnosis;
 mod elections;
 mod nodes;
+mod oversight;
 mod queue;
 mod session;
 
@@ -24,7 +25,7 @@ use self::nodes::{Node, Place};
 pub use self::session::ZkSession;
 use self::session::{Doing, Failed, asked};
 use crate::backend::home::Home;
-use crate::backend::view::{ClaimView, LockView};
+use crate::backend::view::ClaimView;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
 use crate::name::{LockName, Token};
@@ -84,7 +85,7 @@ fn view(data: &[u8], stat: &Stat) -> ClaimView {
     ClaimView {
         owner: value.owner,
         session: format!("{:x}", stat.ephemeral_owner),
-        fence: Fence::new(created(stat)),
+        fence: Some(Fence::new(created(stat))),
         since_ms: stat.ctime.unsigned_abs(),
         info: value.info,
         kind: Kind::Exclusive,
@@ -193,36 +194,6 @@ impl ZooKeeper {
             Err(Failed::Is(Error::NoNode)) => Ok(false),
             Err(error) => Err(error.of(&self.place)),
         }
-    }
-
-    /// A lock with its holder and its queue; a lock that nobody wants has neither.
-    ///
-    /// # Errors
-    /// [`BackendError::Down`].
-    pub async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
-        let client = self.observer().await?;
-        let dir = self.place.queue(name);
-        // What others have done is seen here after this, if there is anything to see.
-        asked(Doing::Read, client.sync("/")).await.map_err(|error| error.of(&self.place))?;
-        let mut claims = Vec::new();
-        for node in self.queue(&client, &dir).await? {
-            claims.extend(self.read(&client, &node.path).await?.map(|(data, stat)| view(&data, &stat)));
-        }
-        Ok(LockView::of(name.clone(), claims))
-    }
-
-    /// Takes the lock away from its holder, whose guard is lost; its session and its other locks stay. The next in the queue
-    /// holds the lock at once, while the former holder may still work. `None` when nobody held it.
-    ///
-    /// # Errors
-    /// [`BackendError`]. After [`BackendError::Unknown`] look at the lock before trying again: another may hold it by now.
-    pub async fn force(&self, name: &LockName) -> Result<Option<ClaimView>, BackendError> {
-        let client = self.observer().await?;
-        asked(Doing::Read, client.sync("/")).await.map_err(|error| error.of(&self.place))?;
-        let queue = self.queue(&client, &self.place.queue(name)).await?;
-        let Some(first) = queue.first() else { return Ok(None) };
-        let Some((data, stat)) = self.read(&client, &first.path).await? else { return Ok(None) };
-        Ok(self.delete(&client, &first.path).await?.then(|| view(&data, &stat)))
     }
 }
 

@@ -101,7 +101,7 @@ async fn a_campaign_that_runs_out_or_is_dropped_leaves_nothing(store: Arc<dyn St
     let standing = b.election(election("e"));
     let error = standing.campaign(Duration::from_millis(100)).await.unwrap_err();
     let ClaimError::TimedOut { holder: Some(leader), ahead: 1, .. } = error else { panic!("{error:?}") };
-    assert_eq!((&*leader.owner, leader.fence), ("a", leads.term()));
+    assert_eq!((&*leader.owner, leader.fence), ("a", Some(leads.term())));
     assert!(matches!(standing.campaign(Duration::ZERO).await, Err(ClaimError::Busy { .. })));
     for micros in (0..4_000).step_by(100) {
         let _ = timeout(Duration::from_micros(micros), standing.campaign(SOON)).await;
@@ -399,7 +399,7 @@ async fn an_election_is_not_a_lock(store: Arc<dyn Store>) {
     // Taken away by force, it is lost at once, and the record says of which it was.
     let lock = LockName::of_election(&election("e"));
     let forced = backend.force(&lock, "ann", "it hangs").await.unwrap().unwrap();
-    assert_eq!((forced.fence, timeout(SOON, leads.lost()).await.unwrap()), (leads.term(), Why::Removed));
+    assert_eq!((forced.fence, timeout(SOON, leads.lost()).await.unwrap()), (Some(leads.term()), Why::Removed));
     let audits = backend.audits().await.unwrap();
     assert_eq!((audits.len(), &audits[0].lock), (1, &lock));
 }

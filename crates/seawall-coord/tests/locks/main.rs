@@ -207,7 +207,7 @@ async fn a_try_takes_only_what_is_free(store: Arc<dyn Store>) {
     let ClaimError::Busy { holder } = b.lock(name("x")).acquire_within(Duration::ZERO).await.unwrap_err() else {
         panic!("busy")
     };
-    assert_eq!(holder.unwrap().fence, guard.fence());
+    assert_eq!(holder.unwrap().fence, guard.token());
     assert_eq!(store.range("").await.unwrap(), before, "nothing was written");
     assert!(b.lock(name("y")).try_acquire().await.unwrap().is_some(), "another lock is free");
 }
@@ -389,7 +389,7 @@ async fn a_lock_is_taken_away_by_force(store: Arc<dyn Store>) {
     let waiting = tokio::spawn(async move { b.lock(name("x")).acquire_within(SOON).await });
     queued(&backend, "x", 1).await;
     let taken = backend.force(&name("x"), "operator", "it hangs").await.unwrap().unwrap();
-    assert_eq!((taken.owner.as_str(), taken.info.as_str(), taken.fence), ("a", "report", first.fence()));
+    assert_eq!((taken.owner.as_str(), taken.info.as_str(), taken.fence), ("a", "report", first.token()));
     assert_eq!(timeout(SOON, first.lost()).await.unwrap(), Why::Removed);
     let second = waiting.await.unwrap().unwrap();
     assert!(second.fence() > first.fence());

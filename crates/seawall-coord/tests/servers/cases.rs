@@ -67,7 +67,7 @@ pub(crate) async fn tries_and_waits_end<B: Backend<Class: Fences>>(backend: B, l
         panic!("busy")
     };
     let holder = holder.unwrap();
-    assert_eq!((holder.owner.as_str(), holder.fence), ("a", held.fence()));
+    assert_eq!((holder.owner.as_str(), holder.fence), ("a", held.token()));
     let error = b.lock(name(lock)).acquire_within(Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(&error, ClaimError::TimedOut { ahead: 1, .. }), "{error:?}");
     let fence = held.fence();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, BackendError, ClaimError, Owner, PgLease, Released, Session, SessionError, Terms, Want, Why,
+    Backend, BackendError, ClaimError, Oversight, Owner, PgLease, Released, Session, SessionError, Terms, Want, Why,
 };
 use seawall_servers::{Proxy, Server};
 use tokio::time::{Instant, sleep, timeout};
@@ -261,10 +261,10 @@ async fn a_claim_is_taken_away_by_force_and_tokens_grow_whatever_is_lost() {
     let backend = PgLease::connect(&url(server.addr())).await.unwrap();
     let session = Session::open(backend.clone(), config("a", 60_000)).await.unwrap();
     let guard = session.lock(name("x")).acquire_within(SOON).await.unwrap();
-    let forced = backend.force(&name("x")).await.unwrap().unwrap();
-    assert_eq!((forced.owner.as_str(), forced.fence), ("a", guard.fence()));
+    let forced = backend.force(&name("x"), "operator", "").await.unwrap().unwrap();
+    assert_eq!((forced.owner.as_str(), forced.fence), ("a", guard.token()));
     assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), Why::Removed);
-    assert_eq!(backend.force(&name("x")).await.unwrap(), None);
+    assert_eq!(backend.force(&name("x"), "operator", "").await.unwrap(), None);
     let mut highest = guard.fence();
     let raw = raw(&server).await;
     // As in a backup, or on a standby that had not seen the last commits; and cleared up.

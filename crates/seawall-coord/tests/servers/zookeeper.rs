@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use seawall_coord::{
-    Backend, BackendError, ClaimError, Gone, Keep, Owner, Released, Session, SessionConfig, Terms, Want, Why, ZooKeeper,
+    Backend, BackendError, ClaimError, Gone, Keep, Oversight, Owner, Released, Session, SessionConfig, Terms, Want,
+    Why, ZooKeeper,
 };
 use seawall_servers::Server;
 use tokio::time::{Instant, sleep, timeout};
@@ -144,11 +145,11 @@ async fn a_claim_is_taken_away_by_force() {
     let backend = ZooKeeper::connect(&url(server.addr())).await.unwrap();
     let session = Session::open(backend.clone(), config("a", 5_000)).await.unwrap();
     let guard = session.lock(name("x")).acquire_within(SOON).await.unwrap();
-    let forced = backend.force(&name("x")).await.unwrap().unwrap();
-    assert_eq!((forced.owner.as_str(), forced.fence), ("a", guard.fence()));
+    let forced = backend.force(&name("x"), "operator", "").await.unwrap().unwrap();
+    assert_eq!((forced.owner.as_str(), forced.fence), ("a", guard.token()));
     assert_eq!(timeout(SOON, guard.lost()).await.unwrap(), Why::Removed);
     assert!(session.check().is_ok());
-    assert_eq!(backend.force(&name("x")).await.unwrap(), None);
+    assert_eq!(backend.force(&name("x"), "operator", "").await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

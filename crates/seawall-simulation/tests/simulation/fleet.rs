@@ -212,7 +212,7 @@ impl<B: Elections<Class = Fenced>> Fleet<B> {
         let why = format!("at {since}");
         let fence = match backend.force(&name, "operator", &why).await {
             Ok(None) => None,
-            Ok(Some(holder)) => Some(holder.fence),
+            Ok(Some(holder)) => holder.fence,
             // The record says whether it was done; not at once, for a store whose disk failed reads it again at its next tick.
             Err(_) => {
                 let mut found = None;
@@ -220,7 +220,7 @@ impl<B: Elections<Class = Fenced>> Fleet<B> {
                 while found.is_none() && readings < 2 {
                     sleep(millis(150, 150)).await;
                     if let Ok(audits) = backend.audits().await {
-                        found = audits.iter().find(|audit| audit.why == why).map(|audit| audit.holder.fence);
+                        found = audits.iter().find(|audit| audit.why == why).and_then(|audit| audit.holder.fence);
                         readings += 1;
                     }
                 }

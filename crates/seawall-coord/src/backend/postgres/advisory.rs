@@ -16,11 +16,12 @@ use tokio_postgres::{Client, Row};
 
 use super::line::{CALL, Doing, Line, Param, Place, query};
 use crate::backend::home::Home;
-use crate::backend::view::{CandidateView, ElectionView};
+use crate::backend::view::{CandidateView, ClaimView, ElectionView};
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::LeaseOnly;
 use crate::election::{Elections, HandedOver};
 use crate::name::{ElectionName, LockName, Token};
+use crate::sharing::Kind;
 
 /// How long the first pause between two tries is at most, and the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
@@ -42,6 +43,13 @@ const NOTE: &str = "INSERT INTO seawall_advisory (hash, name, token, owner, info
     ON CONFLICT (hash) DO UPDATE SET name = excluded.name, token = excluded.token, owner = excluded.owner,
         info = excluded.info, since = excluded.since";
 const UNNOTE: &str = "DELETE FROM seawall_advisory WHERE hash = $1 AND token = $2";
+/// `name` or all: those that are really held, with the process of the connection that holds them. What a holder that died
+/// had noted is left until the next one notes something.
+const NOTES: &str = "SELECT a.name, a.owner, a.info, floor(extract(epoch FROM a.since) * 1000)::bigint, l.pid
+    FROM seawall_advisory a JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND ((l.classid::bigint << 32) | l.objid::bigint) = a.hash
+    WHERE $1::text IS NULL OR a.name = $1 ORDER BY a.name LIMIT 10000";
 const UNLOCK: &str = "SELECT pg_advisory_unlock($1)";
 const PID: &str = "SELECT pg_backend_pid()";
 
@@ -76,6 +84,13 @@ struct Inner {
     /// Gone once it is closed. The client can be used by several at once; keep-alives do not wait for claims.
     line: Mutex<Option<Arc<Line>>>,
     closed: watch::Sender<bool>,
+}
+
+/// What people can read of a lock that is held.
+pub(super) struct Note {
+    pub(super) name: String,
+    /// Its session is the number of the connection's process.
+    pub(super) view: ClaimView,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +133,44 @@ impl PgAdvisory {
         })
         .await?;
         Ok(this)
+    }
+
+    /// What is noted of a lock, or of all, that is held.
+    pub(super) async fn notes(&self, name: Option<&str>) -> Result<Vec<Note>, BackendError> {
+        let (place, name) = (self.place.clone(), name.map(str::to_owned));
+        self.at_home(async move {
+            let (client, connection) = place.connect().await?;
+            let line = Line::new(client, connection);
+            let name: &(dyn tokio_postgres::types::ToSql + Sync) = &name;
+            let rows = asked(&place, CALL, line.client.query(NOTES, &[name])).await?;
+            let note = |row: &tokio_postgres::Row| {
+                let since: i64 = row.try_get(3)?;
+                let pid: i32 = row.try_get(4)?;
+                let view = ClaimView {
+                    owner: row.try_get(1)?,
+                    session: pid.to_string(),
+                    fence: None,
+                    since_ms: since.unsigned_abs(),
+                    info: row.try_get(2)?,
+                    kind: Kind::Exclusive,
+                    priority: 0,
+                };
+                Ok(Note { name: row.try_get(0)?, view })
+            };
+            let notes: Result<Vec<Note>, tokio_postgres::Error> = rows.iter().map(note).collect();
+            notes
+                .map_err(|error| place.refused(format!("the table `seawall_advisory` is not as it should be: {error}")))
+        })
+        .await
+    }
+
+    /// There is no way to take one lock of a session away.
+    pub(super) fn holds_until_it_ends(&self, note: &Note) -> BackendError {
+        let (name, holder, pid) = (&note.name, &note.view.owner, &note.view.session);
+        self.place.refused(format!(
+            "an advisory lock goes with its holder's connection alone. `SELECT pg_terminate_backend({pid})` takes `{name}` from \
+             `{holder}`, and all that it holds beside"
+        ))
     }
 
     fn no_elections(&self) -> BackendError {

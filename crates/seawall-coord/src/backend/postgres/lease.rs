@@ -13,7 +13,7 @@ use super::line::{Doing, Param, Place, Pool};
 use super::listen::{Listener, Watch};
 use super::sql;
 use crate::backend::home::Home;
-use crate::backend::view::{ClaimView, LockView};
+use crate::backend::view::ClaimView;
 use crate::backend::{Backend, BackendError, Claim, ClaimError, Gone, Limits, MAX_INFO, Released, Terms, Want};
 use crate::class::{Fence, Fenced};
 use crate::name::{LockName, Token};
@@ -73,7 +73,7 @@ impl Row {
         let view = ClaimView {
             owner: row.try_get(from + 4)?,
             session: session.to_string(),
-            fence: Fence::new(epoch.unsigned_abs()),
+            fence: Some(Fence::new(epoch.unsigned_abs())),
             since_ms: since.unsigned_abs(),
             info: row.try_get(from + 3)?,
             kind: Kind::Exclusive,
@@ -276,27 +276,6 @@ impl PgLease {
                 None => watch = Some(self.listener.watch(name, before.epoch)),
             }
         }
-    }
-
-    /// A lock with its holder and its queue; a lock that nobody wants has neither. May show sessions whose time is just over.
-    ///
-    /// # Errors
-    /// [`BackendError::Down`].
-    pub async fn show(&self, name: &LockName) -> Result<LockView, BackendError> {
-        let rows = self.rows(sql::SHOW, vec![name.as_str().into()]).await?;
-        let claims = rows.into_iter().map(|row| row.view);
-        Ok(LockView::of(name.clone(), claims.collect()))
-    }
-
-    /// Takes the lock away from its holder, whose guard is lost; its session and its other locks stay. The next in the queue
-    /// holds the lock at once, while the former holder may still work. `None` when nobody held it.
-    ///
-    /// # Errors
-    /// [`BackendError`]. After [`BackendError::Unknown`] look at the lock before trying again: another may hold it by now.
-    pub async fn force(&self, name: &LockName) -> Result<Option<ClaimView>, BackendError> {
-        let rows = self.pool.query(Doing::Write, sql::FORCE, vec![name.as_str().into()]).await?;
-        let row = rows.first().map(|row| Row::read(row, 0)).transpose().map_err(|error| self.strange(&error))?;
-        Ok(row.map(|row| row.view))
     }
 }
 

@@ -120,6 +120,9 @@ pub(super) const SHOW: &str = "SELECT c.token, c.epoch, c.modified, c.info, s.ow
     FROM seawall_claim c JOIN seawall_session s ON s.id = c.session
     WHERE c.name = $1 AND c.epoch IS NOT NULL ORDER BY c.epoch";
 
+/// `how many` -> the names of the locks that somebody holds
+pub(super) const NAMES: &str = "SELECT DISTINCT name FROM seawall_claim WHERE epoch IS NOT NULL ORDER BY name LIMIT $1";
+
 /// `name, epoch` -> how many are before it
 pub(super) const AHEAD: &str = "SELECT count(*) FROM seawall_claim WHERE name = $1 AND epoch < $2";
 

@@ -26,7 +26,7 @@ const CALL: Duration = Duration::from_secs(5);
 /// such a store could lock there: this is for those who have Redis for the load and the store for the order.
 #[derive(Clone)]
 pub struct RedlockFenced {
-    redlock: Redlock,
+    pub(super) redlock: Redlock,
     store: Arc<dyn Store>,
     base: u64,
 }

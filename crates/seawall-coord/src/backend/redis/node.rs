@@ -16,7 +16,7 @@ pub(super) enum Answer {
     /// The lock is this claim's.
     Held(Value),
     /// Another's, for so long without being extended.
-    Others(Duration),
+    Others(Value, Duration),
     /// The claim was withdrawn before.
     Withdrawn,
 }
@@ -57,8 +57,8 @@ impl Line {
             1 => Ok(Answer::Held(value()?)),
             0 => {
                 // Whoever wrote it: nothing of ours would free it.
-                value()?;
-                Ok(Answer::Others(Duration::from_millis(u64::try_from(number(2)?).unwrap_or(0))))
+                let value = value()?;
+                Ok(Answer::Others(value, Duration::from_millis(u64::try_from(number(2)?).unwrap_or(0))))
             }
             _ => Ok(Answer::Withdrawn),
         }

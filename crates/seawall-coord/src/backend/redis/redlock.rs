@@ -162,6 +162,21 @@ impl Redlock {
         self.ask(|node| node.release(NODE.1, name, token, remember)).await
     }
 
+    /// The same, answered by enough of them.
+    pub(super) async fn release_everywhere(
+        &self,
+        name: &LockName,
+        token: &Token,
+        remember: u64,
+    ) -> Result<Released, BackendError> {
+        let answers = self.release_all(name, token, remember).await;
+        let released = answers.0.iter().filter(|answer| **answer == Ok(Released::Now)).count();
+        if answers.0.iter().filter(|answer| answer.is_ok()).count() < self.quorum() {
+            return Err(answers.error(self));
+        }
+        Ok(if released >= self.quorum() { Released::Now } else { Released::WasNotHeld })
+    }
+
     async fn wait(&self, lease: &RedisSession, want: &Want, patience: Duration) -> Result<Claim, ClaimError> {
         let began = Instant::now();
         let until = began + patience;
@@ -194,6 +209,11 @@ impl Redlock {
 impl Redlock {
     /// Whom most nodes name.
     async fn leader(&self, lock: &LockName) -> Result<Option<CandidateView>, BackendError> {
+        Ok(self.holder(lock).await?.map(Value::candidate))
+    }
+
+    /// What most nodes have of a lock; granted when the last of them did.
+    pub(super) async fn holder(&self, lock: &LockName) -> Result<Option<Value>, BackendError> {
         let answers = self.ask(|node| node.value(CALL, lock)).await;
         if answers.0.iter().filter(|answer| answer.is_ok()).count() < self.quorum() {
             return Err(answers.error(self));
@@ -203,10 +223,8 @@ impl Redlock {
         let leaders = values.iter().filter(|value| same(&value.token) >= self.quorum());
         // Each node has the time at which it was told; the latest is as good as any, and stays.
         Ok(leaders.max_by_key(|value| (value.modified, value.granted)).map(|value| {
-            let mut leader = (*value).clone().candidate();
             let granted = values.iter().filter(|other| other.token == value.token).map(|other| other.granted);
-            leader.term = crate::class::Fence::new(granted.max().unwrap_or(0));
-            leader
+            Value { granted: granted.max().unwrap_or(0), ..(*value).clone() }
         }))
     }
 }
@@ -278,13 +296,9 @@ impl Backend for Redlock {
 
     async fn withdraw(&self, lease: &RedisSession, name: &LockName, token: &Token) -> Result<Released, BackendError> {
         let remember = if lease.is_held(token) { 0 } else { DEAD };
-        let answers = self.release_all(name, token, remember).await;
-        let released = answers.0.iter().filter(|answer| **answer == Ok(Released::Now)).count();
-        if answers.0.iter().filter(|answer| answer.is_ok()).count() < self.quorum() {
-            return Err(answers.error(self));
-        }
+        let released = self.release_everywhere(name, token, remember).await?;
         lease.leave(token);
-        Ok(if released >= self.quorum() { Released::Now } else { Released::WasNotHeld })
+        Ok(released)
     }
 
     async fn gone(&self, lease: &RedisSession, claim: &Claim) -> Gone {

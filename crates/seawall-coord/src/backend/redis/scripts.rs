@@ -6,9 +6,10 @@ use std::sync::LazyLock;
 use redis::Script;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::view::CandidateView;
+use crate::backend::view::{CandidateView, ClaimView};
 use crate::class::Fence;
 use crate::name::{LockName, Token};
+use crate::sharing::Kind;
 use seawall_types::Revision;
 
 /// How long a candidate stands without asking again, in milliseconds.
@@ -200,6 +201,12 @@ impl Value {
             modified: text.get(48..64)?.parse().ok()?,
             about: serde_json::from_str(text.get(64..)?).ok()?,
         })
+    }
+
+    /// The holder that this is.
+    pub(super) fn claim(self) -> ClaimView {
+        let About { owner, session, since_ms, info, priority } = self.about;
+        ClaimView { owner, session, fence: None, since_ms, info, kind: Kind::Exclusive, priority }
     }
 
     /// The leader that this is. Its term tells leaders apart, and is no fencing token: it goes back when the clock does.

@@ -66,11 +66,14 @@ impl Redis {
                     return Ok(Claim { name, token, created, fence: None });
                 }
                 Ok(Answer::Withdrawn) => return Err(ClaimError::Removed),
-                Ok(Answer::Others(_)) if patience.is_zero() => return Err(ClaimError::Busy { holder: None }),
-                Ok(Answer::Others(left)) => {
+                Ok(Answer::Others(holder, _)) if patience.is_zero() => {
+                    return Err(ClaimError::Busy { holder: Some(Box::new(holder.claim())) });
+                }
+                Ok(Answer::Others(holder, left)) => {
                     let now = Instant::now();
                     if now >= until {
-                        return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead: 1, holder: None });
+                        let holder = Some(Box::new(holder.claim()));
+                        return Err(ClaimError::TimedOut { waited: began.elapsed(), ahead: 1, holder });
                     }
                     // Whoever holds it extends it long before; if not, it is free then.
                     let ends = left + Duration::from_millis(fastrand::u64(1..20));

@@ -53,6 +53,11 @@ impl Place {
         &self.prefix
     }
 
+    /// The node below which those of a kind are: `lock` or `elect`.
+    pub(super) fn directory(&self, kind: &str) -> String {
+        format!("{}/{kind}", self.prefix)
+    }
+
     /// The node of a lock, below which its queue is.
     pub(super) fn queue(&self, name: &LockName) -> String {
         let (kind, name) = match name.election() {
@@ -65,7 +70,7 @@ impl Place {
             ".." => "%2E%2E".to_owned(),
             name => utf8_percent_encode(name, ENCODED).to_string(),
         };
-        format!("{}/{kind}/{name}", self.prefix)
+        format!("{}/{name}", self.directory(kind))
     }
 
     pub(super) fn down(&self, why: impl fmt::Display) -> BackendError {
