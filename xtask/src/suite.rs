@@ -23,7 +23,7 @@ pub(crate) const SERVERS: &[(&str, &str)] = &[
 ];
 
 pub(crate) fn run(long: bool) -> anyhow::Result<()> {
-    machine::install(&[("python3", "python3")])?;
+    machine::install(&[("python3", "python3"), ("curl", "curl"), ("jq", "jq"), ("openssl", "openssl")])?;
     machine::install(SERVERS)?;
     machine::install_nextest()?;
     // The tests drive the real binaries.

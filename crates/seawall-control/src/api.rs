@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -37,6 +37,9 @@ pub(crate) const MAX_WAIT: Duration = Duration::from_secs(120);
 /// The largest request body.
 const MAX_BODY: usize = 256 * 1024;
 
+/// All of this API, for programs.
+const OPENAPI: &str = include_str!("../openapi.json");
+
 /// What the handlers share.
 #[derive(Clone, Debug)]
 pub(crate) struct App {
@@ -60,6 +63,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/v1/policies", get(|State(app): State<App>| async move { Json(status::policies(&app.upstreams)) }))
         .route("/v1/policies/{service}/breaker/{state}", post(order))
         .route("/v1/services", get(services))

@@ -15,6 +15,7 @@ mod fleet;
 mod hosts;
 mod latches;
 mod locks;
+mod openapi;
 mod orders;
 mod policies;
 mod queue;

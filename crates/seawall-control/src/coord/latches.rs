@@ -29,7 +29,9 @@ async fn show(State(coord): State<Coord>, Path(name): Path<String>) -> Result<Js
 }
 
 async fn reset(State(coord): State<Coord>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    coord.backend.reset_latch(&lock_name(&name)?).await?;
+    let name = lock_name(&name)?;
+    coord.backend.reset_latch(&name).await?;
+    tracing::warn!(latch = %name, "a latch was made one that was never set");
     Ok(StatusCode::NO_CONTENT)
 }
 
