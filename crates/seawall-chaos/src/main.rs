@@ -4,7 +4,10 @@
 //! Every fault has a round of its own. The holders append to two registers, files on this machine: one refuses tokens smaller
 //! than its latest, the other takes anything. The clock of the histories is `CLOCK_BOOTTIME`, the same for all.
 
+mod clocks;
 mod holder;
+mod judge;
+mod keys;
 mod round;
 mod target;
 
@@ -47,6 +50,24 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// One of those who use a store.
+    #[command(hide = true)]
+    Keys {
+        #[arg(long)]
+        url: String,
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// A round in which the wall clock jumps.
+    #[command(hide = true)]
+    Clocks {
+        #[arg(long)]
+        backend: String,
+        #[arg(long)]
+        millis: u64,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -66,13 +87,22 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             println!();
             for (name, text) in verdicts {
-                println!("{name:<10} {text}");
+                text.iter().for_each(|line| println!("{name:<10} {line}"));
             }
             Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Command::Holder { url, name, dir } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(holder::live(&url, &name, &dir))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Keys { url, name, dir } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(keys::live(&url, &name, &dir))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Clocks { backend, millis } => {
+            clocks::round(&backend, std::time::Duration::from_millis(millis))?;
             Ok(ExitCode::SUCCESS)
         }
     }

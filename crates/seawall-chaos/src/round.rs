@@ -1,6 +1,6 @@
 //! A round: some holders, one kind of fault, the checkers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -8,22 +8,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
-use seawall_histories::{Append, Event, Line, Moment, Rule, Violation, fences, holds, overlaps, read, register};
+use seawall_histories::Moment;
 use seawall_servers::Proxy;
 
-use crate::holder::{BAIT, CAUGHT, TTL, now};
+use crate::clocks;
+use crate::holder::{BAIT, CALM, CAUGHT, STOP, TTL, now};
+use crate::judge::{Figures, Found, judge};
+use crate::keys;
 use crate::target::{Target, signal};
 
 const HOLDERS: usize = 4;
-/// After the last fault, until somebody has to have had the lock again.
-const CALM: Duration = Duration::from_secs(5);
+/// After the last fault, until whoever asks has to be served in time: for sessions to end, and connections to be made again.
+const SETTLES: Duration = Duration::from_secs(4);
+/// For how long it is looked after that.
+const CALM_FOR: Duration = Duration::from_secs(4);
+/// For all holders to end by themselves when all is well.
+const END: Duration = Duration::from_secs(70);
 /// For somebody to hold the lock, and for another to have it after that.
 const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const HEADER: &str =
     "backend    fault                  faults   holds  appends  violations  late at the register that checks no tokens";
+/// Of what a store is asked, beside the locks.
+const KEYS_NAME: &str = "store under all of them";
 
-#[derive(Clone, Copy, Debug)]
-enum Fault {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
     /// Whoever holds the lock, after its last look at it and right before its write, until another has written.
     StoppedBeforeAWrite,
     HoldersStopped,
@@ -31,15 +40,18 @@ enum Fault {
     HoldersCutOff,
     ServerStopped,
     ServerKilled,
+    /// Everybody's wall clock leaps, to and fro, in a process of its own.
+    ClocksJump,
 }
 
-const FAULTS: [(Fault, &str); 6] = [
+const FAULTS: [(Fault, &str); 7] = [
     (Fault::StoppedBeforeAWrite, "stopped before a write"),
     (Fault::HoldersStopped, "holders stopped"),
     (Fault::HoldersKilled, "holders killed -9"),
     (Fault::HoldersCutOff, "holders cut off"),
     (Fault::ServerStopped, "server stopped"),
     (Fault::ServerKilled, "server killed -9"),
+    (Fault::ClocksJump, "clocks jump"),
 ];
 
 /// Processes that are killed when dropped.
@@ -48,8 +60,19 @@ struct Holders {
     /// Of those that run.
     names: Vec<String>,
     started: usize,
-    /// Which of them were killed, and when: whoever is dead holds nothing.
-    dead: BTreeMap<String, Moment>,
+    log: Log,
+}
+
+/// What was done to holders, by their names.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) faults: usize,
+    /// Killed: whoever is dead holds nothing.
+    pub(crate) dead: BTreeMap<String, Moment>,
+    /// Let go on, after they had been stopped.
+    pub(crate) continued: Vec<(String, Moment)>,
+    /// From when on all is well, and whoever asks is to be served.
+    pub(crate) healed: Moment,
 }
 
 impl Holders {
@@ -75,48 +98,65 @@ pub(crate) struct Verdict {
     /// Something that must not be.
     pub(crate) wrong: bool,
     /// In words.
-    pub(crate) text: String,
+    pub(crate) text: Vec<String>,
 }
 
 /// Every fault against one backend.
 pub(crate) fn torment(backend: &str, seconds: u64) -> anyhow::Result<Verdict> {
     let mut target = Target::start(backend)?;
-    let each = Duration::from_secs(seconds.max(10)) / u32::try_from(FAULTS.len())?;
-    let (mut wrong, mut all, mut late) = (false, 0, 0);
+    let rounds = u32::try_from(FAULTS.len() + usize::from(keys::has_store(backend)))?;
+    let each = Duration::from_secs(seconds.max(10)) / rounds;
+    let (mut wrong, mut all, mut late, mut figures) = (false, 0, 0, Figures::default());
+    let mut text = Vec::new();
     for (fault, name) in FAULTS {
-        let dir = tempfile::tempdir()?;
-        let (faults, healed, dead) = storm(&mut target, fault, each, dir.path())?;
-        let Found { holds, appends, violations, unfenced } = judge(dir.path(), target.fenced, healed, &dead)?;
+        let found = if fault == Fault::ClocksJump {
+            clocks::torment(backend, each)?
+        } else {
+            let dir = tempfile::tempdir()?;
+            let log = storm(&mut target, fault, each, dir.path())?;
+            judge(dir.path(), &target, fault, log)?
+        };
+        let Found { faults, holds, appends, late: unfenced, violations, forbidden, .. } = &found;
         let count = violations.len();
-        (all, late) = (all + count, late + unfenced);
         println!("{backend:<10} {name:<22} {faults:>6} {holds:>7} {appends:>8} {count:>11}  {unfenced}");
         violations.iter().take(5).for_each(|violation| println!("    {violation}"));
         // The fault that every lock has to fail at, and every register that checks tokens to pass: else it has proved nothing.
-        if matches!(fault, Fault::StoppedBeforeAWrite) && unfenced == 0 && target.expires {
+        if fault == Fault::StoppedBeforeAWrite && *unfenced == 0 && target.expires {
             println!("    no holder that was stopped before a write wrote late: the fault has not bitten");
             wrong = true;
         }
-        // What a backend without tokens promises is that its own clock runs evenly; it is shown and fails nothing.
-        wrong |= target.fenced && !violations.is_empty();
+        wrong |= forbidden;
+        (all, late) = (all + count, late + unfenced);
+        figures.add(found.figures);
     }
     let late = format!("{late} late writes where tokens are not checked");
-    let text = match (target.fenced, all) {
-        (true, 0) if !wrong => format!("{late}, none where they are; one holder at a time by every clock"),
+    text.push(match (target.fenced, all) {
+        (true, 0) if !wrong => {
+            format!("{late}, none where they are; one holder at a time by every clock, one leader a term")
+        }
         (true, 0) => late,
-        (true, count) => format!("{count} VIOLATIONS; {late}"),
+        (true, count) if wrong => format!("{count} VIOLATIONS; {late}"),
+        (true, count) => {
+            format!("{count} times two holders by a clock that jumped, none at the register that checks tokens; {late}")
+        }
         (false, 0) => format!("{late}; it has none to check"),
-        (false, count) => format!("{count} times two holders at a time, which its class does not exclude; {late}"),
-    };
+        (false, count) => format!("{count} violations, which its class does not exclude; {late}"),
+    });
+    text.push(figures.to_string());
+    if let Some(found) = keys::torment(backend, each)? {
+        let keys::Found { faults, operations, unknown, violation } = found;
+        let count = usize::from(violation.is_some());
+        println!("{backend:<10} {KEYS_NAME:<22} {faults:>6} {operations:>7} {unknown:>8} {count:>11}  -");
+        violation.iter().for_each(|violation| println!("    {violation}"));
+        wrong |= violation.is_some();
+        let are = if violation.is_none() { "are" } else { "are NOT" };
+        text.push(format!("{operations} operations on keys, {unknown} of them never answered, {are} linearizable"));
+    }
     Ok(Verdict { wrong, text })
 }
 
-fn storm(
-    target: &mut Target,
-    fault: Fault,
-    duration: Duration,
-    dir: &Path,
-) -> anyhow::Result<(usize, Moment, BTreeMap<String, Moment>)> {
-    let mut holders = Holders { running: Vec::new(), names: Vec::new(), started: 0, dead: BTreeMap::new() };
+pub(crate) fn storm(target: &mut Target, fault: Fault, duration: Duration, dir: &Path) -> anyhow::Result<Log> {
+    let mut holders = Holders { running: Vec::new(), names: Vec::new(), started: 0, log: Log::default() };
     for _ in 0..HOLDERS {
         let (proxy, url) = target.through();
         let child = holders.spawn(&url, dir)?;
@@ -124,32 +164,55 @@ fn storm(
         holders.names.push(format!("p{}", holders.started));
     }
     let end = Instant::now() + duration;
-    let mut faults = 0;
-    let ttl = u64::try_from(TTL.as_millis())?;
     sleep(Duration::from_millis(500));
     while Instant::now() < end {
         sleep(Duration::from_millis(fastrand::u64(50..500)));
-        faults += 1;
+        holders.log.faults += 1;
         let index = fastrand::usize(0..HOLDERS);
+        holders.suffer(target, fault, index, dir)?;
+    }
+    if fault == Fault::ClocksJump {
+        clocks::set(0)?;
+    }
+    let _ = std::fs::remove_file(dir.join(BAIT));
+    std::fs::write(dir.join(CALM), "")?;
+    sleep(SETTLES);
+    holders.log.healed = now();
+    sleep(CALM_FOR);
+    std::fs::write(dir.join(STOP), "")?;
+    // Whoever does not end waits for a lock that nobody has, which its history will show.
+    let end = Instant::now() + END;
+    for (child, ..) in &mut holders.running {
+        while child.try_wait()?.is_none() && Instant::now() < end {
+            sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(std::mem::take(&mut holders.log))
+}
+
+impl Holders {
+    /// One fault.
+    fn suffer(&mut self, target: &mut Target, fault: Fault, index: usize, dir: &Path) -> anyhow::Result<()> {
+        let ttl = u64::try_from(TTL.as_millis())?;
         let away = Duration::from_millis(fastrand::u64(ttl / 4..ttl * 2));
         match fault {
             Fault::StoppedBeforeAWrite => stop_before_a_write(dir)?,
             Fault::HoldersStopped => {
-                signal(&holders.running[index].0, Signal::STOP)?;
+                signal(&self.running[index].0, Signal::STOP)?;
                 sleep(away);
-                signal(&holders.running[index].0, Signal::CONT)?;
+                self.log.continued.push((self.names[index].clone(), now()));
+                signal(&self.running[index].0, Signal::CONT)?;
             }
             Fault::HoldersKilled => {
-                let dead = (holders.names[index].clone(), now());
-                holders.running[index].0.kill()?;
-                holders.running[index].0.wait()?;
-                let url = holders.running[index].2.clone();
-                holders.dead.extend([dead]);
-                holders.running[index].0 = holders.spawn(&url, dir)?;
-                holders.names[index] = format!("p{}", holders.started);
+                self.log.dead.insert(self.names[index].clone(), now());
+                self.running[index].0.kill()?;
+                self.running[index].0.wait()?;
+                let url = self.running[index].2.clone();
+                self.running[index].0 = self.spawn(&url, dir)?;
+                self.names[index] = format!("p{}", self.started);
             }
             Fault::HoldersCutOff => {
-                let (proxies, cut) = (&holders.running[index].1, fastrand::bool());
+                let (proxies, cut) = (&self.running[index].1, fastrand::bool());
                 proxies.iter().for_each(|proxy| if cut { proxy.cut() } else { proxy.drop_replies() });
                 sleep(away);
                 proxies.iter().for_each(Proxy::heal);
@@ -160,12 +223,15 @@ fn storm(
                 target.resume()?;
             }
             Fault::ServerKilled => target.restart()?,
+            Fault::ClocksJump => {
+                // Up to three times as far as a session lives, forwards or back.
+                let far = i64::try_from(3 * TTL.as_secs())?;
+                clocks::set(fastrand::i64(-far..=far))?;
+                sleep(away);
+            }
         }
+        Ok(())
     }
-    let healed = now();
-    let _ = std::fs::remove_file(dir.join(BAIT));
-    sleep(CALM);
-    Ok((faults, healed, std::mem::take(&mut holders.dead)))
 }
 
 /// Stops the holder of the lock in the gap that no lock closes, and lets it go on when somebody else has written.
@@ -198,70 +264,4 @@ fn stop_before_a_write(dir: &Path) -> anyhow::Result<()> {
         sleep(Duration::from_millis(10));
     }
     Ok(kill_process(pid, Signal::CONT)?)
-}
-
-/// How often a holding of the lock wrote after another had written.
-fn late(lines: &[Line]) -> usize {
-    let mut seen = BTreeSet::new();
-    let mut last = "";
-    let mut late = 0;
-    for line in lines {
-        let by = line.value.rsplit_once('-').map_or(&*line.value, |(by, _)| by);
-        if by != last {
-            late += usize::from(!seen.insert(by));
-            last = by;
-        }
-    }
-    late
-}
-
-struct Found {
-    holds: usize,
-    appends: usize,
-    violations: Vec<Violation>,
-    unfenced: usize,
-}
-
-fn lines<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> anyhow::Result<Vec<T>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let file = std::io::BufReader::new(std::fs::File::open(path)?);
-    read(file).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
-}
-
-fn judge(dir: &Path, fenced: bool, healed: Moment, dead: &BTreeMap<String, Moment>) -> anyhow::Result<Found> {
-    let mut events: Vec<Event> = Vec::new();
-    // The last word about each counts.
-    let mut appends: BTreeMap<String, Append> = BTreeMap::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("events") => events.extend(lines::<Event>(&path)?),
-            Some("appends") => {
-                appends.extend(lines::<Append>(&path)?.into_iter().map(|append| (append.value.clone(), append)));
-            }
-            _ => {}
-        }
-    }
-    let appends: Vec<_> = appends.into_values().collect();
-    let mut holds = holds(&events);
-    for hold in &mut holds {
-        if let Some(death) = dead.get(&hold.process) {
-            hold.until = hold.until.min(*death);
-        }
-    }
-    let mut violations = overlaps(&holds, 1);
-    if fenced {
-        violations.extend(fences(&holds));
-        violations.extend(register(&appends, &lines::<Line>(&dir.join("fenced"))?));
-    }
-    if !holds.iter().any(|hold| hold.from > healed) {
-        let what = format!("nobody had the lock in {CALM:?} after the faults");
-        violations.push(Violation::new(Rule::WakeUp, what));
-    }
-    // Only late writes: whatever was written is there.
-    let unfenced: Vec<Line> = lines(&dir.join("unfenced"))?;
-    let (appends, unfenced) = (appends.len().max(unfenced.len()), late(&unfenced));
-    Ok(Found { holds: holds.len(), appends, violations, unfenced })
 }

@@ -17,6 +17,10 @@ pub(crate) struct Target {
     pub(crate) fenced: bool,
     /// Whether the lock of a process that is stopped goes to another in time.
     pub(crate) expires: bool,
+    /// Whether whoever asks first is served first.
+    pub(crate) fair: bool,
+    /// Whether it ends sessions by a clock that may jump.
+    pub(crate) by_wall_clock: bool,
 }
 
 enum Kind {
@@ -33,25 +37,33 @@ struct Control {
 
 impl Target {
     pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
-        let server =
-            |server, scheme, suffix, fenced| Self { kind: Kind::Server(server), scheme, suffix, fenced, expires: true };
+        let of = |kind, scheme, suffix| Self {
+            kind,
+            scheme,
+            suffix,
+            fenced: true,
+            expires: true,
+            fair: true,
+            by_wall_clock: false,
+        };
+        let unfenced = |target| Self { fenced: false, fair: false, ..target };
         Ok(match name {
-            "embedded" => {
-                let control = Control::start()?;
-                Self { kind: Kind::Control(control), scheme: "control://", suffix: "", fenced: true, expires: true }
+            "embedded" => of(Kind::Control(Control::start()?), "control://", ""),
+            "etcd" => of(Kind::Server(Server::etcd()), "etcd://", "/chaos"),
+            "zookeeper" => of(Kind::Server(Server::zookeeper()), "zookeeper://", "/chaos"),
+            "postgres" => {
+                let target = of(Kind::Server(Server::postgres()), "postgres://postgres@", "/postgres");
+                Self { by_wall_clock: true, ..target }
             }
-            "etcd" => server(Server::etcd(), "etcd://", "/chaos", true),
-            "redis" => server(Server::redis(), "redis://", "", false),
-            "postgres" => server(Server::postgres(), "postgres://postgres@", "/postgres", true),
             "advisory" => {
-                let target = server(Server::postgres(), "postgres+advisory://postgres@", "/postgres", false);
-                Self { expires: false, ..target }
+                let target = of(Kind::Server(Server::postgres()), "postgres+advisory://postgres@", "/postgres");
+                Self { expires: false, ..unfenced(target) }
             }
+            "redis" => Self { by_wall_clock: true, ..unfenced(of(Kind::Server(Server::redis()), "redis://", "")) },
             "redlock" => {
-                let kind = Kind::Several(Server::redis_several(5, &[]));
-                Self { kind, scheme: "redlock://", suffix: "", fenced: false, expires: true }
+                let servers = Server::redis_several(5, &[]);
+                Self { by_wall_clock: true, ..unfenced(of(Kind::Several(servers), "redlock://", "")) }
             }
-            "zookeeper" => server(Server::zookeeper(), "zookeeper://", "/chaos", true),
             _ => bail!("`{name}` is none of embedded, etcd, zookeeper, postgres, advisory, redis, redlock"),
         })
     }

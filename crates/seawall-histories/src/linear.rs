@@ -47,8 +47,8 @@ pub struct Operation<Q, A> {
     pub answered: Option<(Moment, A)>,
 }
 
-/// How many states are remembered before the search is given up: some hundred megabytes.
-const MOST: usize = 4 << 20;
+/// How much memory the states that are remembered may take, about, before the search is given up.
+const MOST: usize = 512 << 20;
 
 /// Nothing, when the history is linearizable; otherwise the operation before which every order failed, of those that came
 /// furthest. A history that takes too long to search is a violation, too: it has not been shown to be none.
@@ -113,6 +113,7 @@ impl<'a, M: Model> Search<'a, M> {
     fn run(mut self) -> Result<(), String> {
         let mut state = self.model.first();
         let mut done = vec![0u64; self.operations.len().div_ceil(64)];
+        let most = MOST / (8 * done.len() + 100 + size_of::<M::State>());
         let mut tried = HashSet::new();
         let mut stack: Vec<(usize, M::State)> = Vec::new();
         let mut left = self.operations.iter().filter(|operation| operation.answered.is_some()).count();
@@ -147,7 +148,7 @@ impl<'a, M: Model> Search<'a, M> {
                 node = self.next[node];
                 continue;
             };
-            if tried.len() > MOST {
+            if tried.len() > most {
                 return Err(format!("too many orders to try after {} operations", stack.len()));
             }
             stack.push((index, std::mem::replace(&mut state, after)));

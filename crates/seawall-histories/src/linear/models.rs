@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Hold;
 use crate::linear::{Model, Operation};
 
@@ -82,9 +84,12 @@ pub fn lock_operations(holds: &[Hold]) -> Vec<Operation<LockAsk, LockAnswer>> {
 
 /// Keys in one history of revisions, as a store has them: transactions of conditions and writes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct KvModel;
+pub struct KvModel {
+    /// The revision that there was before, with none of the keys.
+    pub from: u64,
+}
 
-/// All keys, and the revision that they have come to since the beginning, which is 0.
+/// All keys, and the revision that they have come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KvState {
     revision: u64,
@@ -92,7 +97,7 @@ pub struct KvState {
 }
 
 /// A condition on a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
     /// It is not there.
     Absent(String),
@@ -101,7 +106,7 @@ pub enum Condition {
 }
 
 /// What is asked of the keys.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvAsk {
     /// A key's value.
     Get(String),
@@ -115,7 +120,7 @@ pub enum KvAsk {
 }
 
 /// What they answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvAnswer {
     /// The value and the revision that wrote it.
     Got(Option<(u64, u64)>),
@@ -129,7 +134,7 @@ impl Model for KvModel {
     type Answer = KvAnswer;
 
     fn first(&self) -> KvState {
-        KvState::default()
+        KvState { revision: self.from, keys: BTreeMap::new() }
     }
 
     fn step(&self, state: &KvState, ask: &KvAsk, answer: Option<&KvAnswer>) -> Option<KvState> {

@@ -44,7 +44,7 @@ fn good_and_bad_keys() {
     };
     let get = || KvAsk::Get("k".to_owned());
     let check = |name: &str, operations: &[_], good: bool| {
-        let found = check(&KvModel, operations);
+        let found = check(&KvModel::default(), operations);
         assert_eq!(found.is_none(), good, "{name}: {found:?}");
     };
     let wrote = |revision| KvAnswer::Set(true, revision);
@@ -148,7 +148,7 @@ fn random_lock(random: &mut fastrand::Rng) -> Vec<Operation<LockAsk, LockAnswer>
 }
 
 fn random_keys(random: &mut fastrand::Rng) -> Vec<Operation<KvAsk, KvAnswer>> {
-    let mut state = KvModel.first();
+    let mut state = KvModel::default().first();
     let mut operations = Vec::new();
     let count = random.usize(1..=7);
     for (called, _, answered) in times(random, count) {
@@ -174,10 +174,10 @@ fn random_keys(random: &mut fastrand::Rng) -> Vec<Operation<KvAsk, KvAnswer>> {
             KvAsk::Get(key) => KvAnswer::Got(state.keys_at(key)),
             KvAsk::Set { .. } => {
                 let before = state.clone();
-                state = KvModel.step(&before, &ask, None).expect("what has no answer is always right");
+                state = KvModel::default().step(&before, &ask, None).expect("what has no answer is always right");
                 // Right unless the conditions failed, which the model says.
                 let held = KvAnswer::Set(true, state.revision_now());
-                let right = KvModel.step(&before, &ask, Some(&held)).is_some();
+                let right = KvModel::default().step(&before, &ask, Some(&held)).is_some();
                 if right { held } else { KvAnswer::Set(false, state.revision_now()) }
             }
         };
@@ -200,7 +200,7 @@ fn it_agrees_with_trying_every_order() {
         }
         counts[usize::from(brute_says)].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let operations = random_keys(&mut random);
-        let (brute_says, says) = (brute(&KvModel, &operations), check(&KvModel, &operations));
+        let (brute_says, says) = (brute(&KvModel::default(), &operations), check(&KvModel::default(), &operations));
         if brute_says != says.is_none() {
             return Err(format!("keys are {brute_says} by force, and {says:?}: {operations:#?}"));
         }
