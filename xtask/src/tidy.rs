@@ -79,6 +79,7 @@ fn documents_name_what_exists() {
         .map(|name| root().join(name))
         .into();
     documents.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mutants = std::fs::read_to_string(root().join("crates/seawall-simulation/tests/simulation/main.rs")).unwrap();
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap_or_else(|_| panic!("{} is missing", document.display()));
         for quoted in text.split('`').skip(1).step_by(2) {
@@ -90,6 +91,9 @@ fn documents_name_what_exists() {
             if is_path {
                 let path = quoted.split('#').next().unwrap_or(quoted);
                 assert!(root().join(path).exists(), "{}: `{quoted}` does not exist", document.display());
+            }
+            if quoted.starts_with("mutant_that_") {
+                assert!(mutants.contains(&format!("fn {quoted}()")), "{}: no test `{quoted}`", document.display());
             }
         }
     }

@@ -4,9 +4,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, ensure};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::judge::{Found, judge};
 use crate::round::{Fault, storm};
@@ -52,9 +53,24 @@ pub(crate) fn round(backend: &str, duration: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sets everybody's wall clock so many seconds ahead, or back.
+/// Sets everybody's wall clock so many seconds ahead, or back, and waits until it is.
 pub(crate) fn set(seconds: i64) -> anyhow::Result<()> {
-    write(Path::new(&std::env::var(FILE)?), seconds)
+    write(Path::new(&std::env::var(FILE)?), seconds)?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while ahead()? != seconds {
+        ensure!(Instant::now() < end, "the clock is {} s ahead of the kernel's, and should be {seconds} s", ahead()?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// By how many seconds the clock is wrong that this process is told.
+fn ahead() -> anyhow::Result<i64> {
+    let told = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let kernel = clock_gettime(ClockId::Realtime);
+    let (told, kernel) =
+        (told.as_millis().cast_signed(), i128::from(kernel.tv_sec) * 1_000 + i128::from(kernel.tv_nsec) / 1_000_000);
+    Ok(i64::try_from((told - kernel + 500).div_euclid(1_000))?)
 }
 
 /// In one step, for somebody may be reading it.

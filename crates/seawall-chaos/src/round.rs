@@ -19,9 +19,9 @@ use crate::target::{Target, signal};
 
 const HOLDERS: usize = 4;
 /// After the last fault, until whoever asks has to be served in time: for sessions to end, and connections to be made again.
-const SETTLES: Duration = Duration::from_secs(4);
+const SETTLES: Duration = Duration::from_secs(3);
 /// For how long it is looked after that.
-const CALM_FOR: Duration = Duration::from_secs(4);
+const CALM_FOR: Duration = Duration::from_secs(2);
 /// For all holders to end by themselves when all is well.
 const END: Duration = Duration::from_secs(70);
 /// For somebody to hold the lock, and for another to have it after that.
@@ -109,7 +109,7 @@ pub(crate) fn torment(backend: &str, seconds: u64) -> anyhow::Result<Verdict> {
     let (mut wrong, mut all, mut late, mut figures) = (false, 0, 0, Figures::default());
     let mut text = Vec::new();
     for (fault, name) in FAULTS {
-        let found = if fault == Fault::ClocksJump {
+        let found = if fault == Fault::ClocksJump && !target.has_own_clock() {
             clocks::torment(backend, each)?
         } else {
             let dir = tempfile::tempdir()?;
@@ -171,7 +171,7 @@ pub(crate) fn storm(target: &mut Target, fault: Fault, duration: Duration, dir: 
         let index = fastrand::usize(0..HOLDERS);
         holders.suffer(target, fault, index, dir)?;
     }
-    if fault == Fault::ClocksJump {
+    if fault == Fault::ClocksJump && !target.has_own_clock() {
         clocks::set(0)?;
     }
     let _ = std::fs::remove_file(dir.join(BAIT));
@@ -196,7 +196,15 @@ impl Holders {
         let ttl = u64::try_from(TTL.as_millis())?;
         let away = Duration::from_millis(fastrand::u64(ttl / 4..ttl * 2));
         match fault {
-            Fault::StoppedBeforeAWrite => stop_before_a_write(dir)?,
+            Fault::StoppedBeforeAWrite => {
+                if let Some(pid) = stop_before_a_write(dir)? {
+                    let of = |child: &Child| i32::try_from(child.id()).is_ok_and(|id| id == pid.as_raw_nonzero().get());
+                    let index =
+                        self.running.iter().position(|(child, ..)| of(child)).context("a stranger was caught")?;
+                    self.log.continued.push((self.names[index].clone(), now()));
+                    kill_process(pid, Signal::CONT)?;
+                }
+            }
             Fault::HoldersStopped => {
                 signal(&self.running[index].0, Signal::STOP)?;
                 sleep(away);
@@ -210,6 +218,8 @@ impl Holders {
                 let url = self.running[index].2.clone();
                 self.running[index].0 = self.spawn(&url, dir)?;
                 self.names[index] = format!("p{}", self.started);
+                // At times long enough for what the dead one had to be another's, at times not.
+                sleep(if fastrand::bool() { TTL + TTL / 4 } else { Duration::ZERO });
             }
             Fault::HoldersCutOff => {
                 let (proxies, cut) = (&self.running[index].1, fastrand::bool());
@@ -226,7 +236,12 @@ impl Holders {
             Fault::ClocksJump => {
                 // Up to three times as far as a session lives, forwards or back.
                 let far = i64::try_from(3 * TTL.as_secs())?;
-                clocks::set(fastrand::i64(-far..=far))?;
+                let ahead = fastrand::i64(-far..=far);
+                if target.has_own_clock() {
+                    target.jump(ahead)?
+                } else {
+                    clocks::set(ahead)?
+                }
                 sleep(away);
             }
         }
@@ -234,8 +249,8 @@ impl Holders {
     }
 }
 
-/// Stops the holder of the lock in the gap that no lock closes, and lets it go on when somebody else has written.
-fn stop_before_a_write(dir: &Path) -> anyhow::Result<()> {
+/// Stops the holder of the lock in the gap that no lock closes, until somebody else has written.
+fn stop_before_a_write(dir: &Path) -> anyhow::Result<Option<Pid>> {
     std::fs::write(dir.join(BAIT), "")?;
     let end = Instant::now() + PATIENCE;
     let caught = || -> anyhow::Result<Option<(i32, PathBuf)>> {
@@ -251,7 +266,7 @@ fn stop_before_a_write(dir: &Path) -> anyhow::Result<()> {
     let (pid, path) = loop {
         match caught()? {
             Some(caught) => break caught,
-            None if Instant::now() > end => return Ok(()),
+            None if Instant::now() > end => return Ok(None),
             None => sleep(Duration::from_millis(2)),
         }
     };
@@ -263,5 +278,5 @@ fn stop_before_a_write(dir: &Path) -> anyhow::Result<()> {
     while written() == before && Instant::now() < end {
         sleep(Duration::from_millis(10));
     }
-    Ok(kill_process(pid, Signal::CONT)?)
+    Ok(Some(pid))
 }
