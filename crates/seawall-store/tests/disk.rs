@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::Connection;
 use seawall_store::sqlite::OpenError;
-use seawall_store::{CommitError, Embedded, Entry, Event, Keys, LeaseId, Op, STORE_LIMIT, Store, Txn};
+use seawall_store::{CommitError, Embedded, Entry, Event, Keys, LeaseId, Op, STORE_LIMIT, Snapshot, Store, Txn};
 use seawall_types::Revision;
 
 /// All that a store shows.
@@ -272,6 +272,19 @@ async fn a_file_of_format_1_is_upgraded() {
     let file = Connection::open(&path).unwrap();
     let number = |pragma: &str| file.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!((number("user_version"), number("auto_vacuum")), (2, 2), "it can give pages back, too");
+}
+
+#[tokio::test]
+async fn a_check_of_format_1_reads_it_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    format_1(&path, "");
+    let before = std::fs::read(&path).unwrap();
+    let report = Snapshot::check(&path).unwrap();
+    assert_eq!((report.format, report.snapshot.revision, report.snapshot.entries.len()), (1, Revision(6), 2));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["store.db"], "nothing is left beside it");
 }
 
 #[tokio::test]

@@ -40,6 +40,43 @@ async fn prefixes_are_worlds_of_their_own() {
     assert_eq!(events.iter().map(|e| (&*e.key, e.revision)).collect::<Vec<_>>(), [("k", written)]);
 }
 
+/// More than one page of keys; the first and the last are always written together.
+#[tokio::test]
+async fn a_snapshot_is_of_one_revision_while_somebody_writes() {
+    let server = Server::etcd();
+    let store = connect(server.addr()).await;
+    for page in 0..30 {
+        let put = |n: u32| Op::Put { key: format!("k/{page:02}/{n:02}"), value: vec![b'x'; 1_000].into(), lease: None };
+        store.commit(Txn { then: (0..100).map(put).collect(), ..Txn::default() }).await.unwrap();
+    }
+    let writer = connect(server.addr()).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let writing = tokio::spawn(async move {
+        let mut stopped = stopped;
+        for n in 0u32.. {
+            let put = |key: &str| Op::Put { key: key.to_owned(), value: n.to_string().into(), lease: None };
+            writer.commit(Txn { then: vec![put("a"), put("z")], ..Txn::default() }).await.unwrap();
+            if stopped.try_recv().is_ok() {
+                return n;
+            }
+        }
+        0
+    });
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let snapshot = store.snapshot().await.unwrap();
+        let value =
+            |key: &str| snapshot.entries.iter().find(|entry| &*entry.key == key).map(|entry| entry.value.clone());
+        assert_eq!(value("a"), value("z"));
+        assert!(
+            snapshot.entries.len() >= 3_000 && snapshot.entries.iter().all(|entry| entry.modified <= snapshot.revision)
+        );
+        seen.extend(value("a"));
+    }
+    stop.send(()).unwrap();
+    assert!(writing.await.unwrap() > 20 && seen.len() > 5, "somebody wrote meanwhile: {}", seen.len());
+}
+
 #[tokio::test]
 async fn numbers_that_etcd_reads_otherwise_mean_what_they_say() {
     let server = Server::etcd();

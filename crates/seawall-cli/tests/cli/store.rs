@@ -5,7 +5,7 @@ use std::process::Output;
 
 use seawall_coord::Token;
 use seawall_servers::Server;
-use seawall_store::{Embedded, Store, Txn};
+use seawall_store::{Embedded, Etcd, Store, Txn};
 use serde_json::json;
 
 use super::locks::open;
@@ -206,6 +206,39 @@ fn a_store_moves_to_etcd_and_back() {
     let _control = third.control();
     assert_eq!(instances(&third), ["order-1"]);
     assert!(fence(&third, "c", "5s") > next);
+}
+
+/// Whoever moved died right before the last step: the new store is whole, and says that it is not. Control finishes that, where
+/// the old file says that it was to move there, and nowhere else.
+#[test]
+fn control_finishes_a_move_whose_last_step_is_missing() {
+    let etcd = Server::etcd();
+    let url = format!("etcd://{}/fleet", etcd.addr());
+    let site = Site::new(FILE);
+    let control = site.control();
+    register(&site, "order-1");
+    assert!(control.stop().success());
+    store(&site, &["migrate", "--to", &url]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let there = async || Etcd::connect(&[etcd.addr().to_string()], "fleet").await;
+    runtime.block_on(async {
+        let file = Embedded::open(&site.dir.path().join("seawall-data/store.db")).unwrap();
+        let mark = file.get("meta/migrated-to").await.unwrap().unwrap().value;
+        there().await.unwrap().commit(Txn::put("meta/migrating", mark)).await.unwrap();
+    });
+    let yaml = |site: &Site| {
+        let yaml = format!("control: {{ listen: {}, ttl: 1m, store: \"{url}\" }}\n", site.control);
+        std::fs::write(site.dir.path().join("seawall.yaml"), yaml).unwrap();
+    };
+    let stranger = Site::new(FILE);
+    yaml(&stranger);
+    let output = stranger.run(&["control", "--config", "seawall.yaml"]);
+    assert!(said(&output).contains("is being filled by a migration"), "{}", said(&output));
+    yaml(&site);
+    let _control = site.control();
+    assert_eq!(instances(&site), ["order-1"]);
+    let left = runtime.block_on(async { there().await.unwrap().get("meta/migrating").await.unwrap() });
+    assert_eq!(left, None);
 }
 
 /// Killed at any moment, the move leaves the old store or the whole new one, and the same again finishes it.
