@@ -38,7 +38,7 @@ pub(crate) fn run(long: bool) -> anyhow::Result<()> {
         models(&[("LOOM_MAX_PREEMPTIONS", PREEMPTIONS)])?;
     }
     println!("\nlocks among real faults:");
-    chaos::run(&["locks", "--seconds", "10", "--backend", "embedded,etcd"].map(str::to_owned))?;
+    chaos::run(&["locks", "--seconds", "20", "--backend", "embedded,etcd"].map(str::to_owned))?;
     println!("\nthe demo, as the end-to-end test:");
     demo::run(true)?;
     println!("\nall tests passed");

@@ -30,11 +30,11 @@ struct Cli {
 enum Command {
     /// Torments holders of a lock.
     Locks {
-        /// How long, for each backend; at least 10.
-        #[arg(long, default_value_t = 60)]
+        /// How long there are faults, on all backends together; at least 10 on each. Between them it is looked whether all is well.
+        #[arg(long, default_value_t = 300)]
         seconds: u64,
         /// Which: embedded, etcd, zookeeper, postgres, advisory, redis, redlock; several with commas, or all.
-        #[arg(long, default_value = "embedded,etcd")]
+        #[arg(long, default_value = "all")]
         backend: String,
         /// Of the faults; a random one unless set. The processes' own timing is not in it.
         #[arg(long)]
@@ -80,8 +80,9 @@ fn main() -> anyhow::Result<ExitCode> {
             let mut wrong = false;
             println!("{}", round::HEADER);
             let mut verdicts = Vec::new();
+            let each = seconds / u64::try_from(backends.split(',').count())?;
             for name in backends.split(',') {
-                let verdict = round::torment(name, seconds)?;
+                let verdict = round::torment(name, each)?;
                 wrong |= verdict.wrong;
                 verdicts.push((name, verdict.text));
             }
