@@ -1,6 +1,7 @@
 //! Processes that read and write the keys of a store while that is stopped and killed, and the checker over what they were
 //! answered: C4, with the store's revisions.
 
+use std::fmt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -94,9 +95,13 @@ struct Client {
 
 impl Client {
     async fn once(&mut self) -> anyhow::Result<()> {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let at = fastrand::usize(..KEYS.len());
-        let ask = self.choose(at, number);
+        let ask = self.choose(at);
+        self.ask(at, ask).await
+    }
+
+    async fn ask(&mut self, at: usize, ask: KvAsk) -> anyhow::Result<()> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (process, moment) = (self.name.clone(), now());
         write_line(&mut self.file, &Record { process, number, at: moment, said: Said::Asks(ask.clone()) })?;
         let Some(said) = answer(&*self.store, &ask).await? else { return Ok(()) };
@@ -110,10 +115,10 @@ impl Client {
     }
 
     /// Half of them read. Most writes have a condition, as all that coordinates has.
-    fn choose(&self, at: usize, number: u64) -> KvAsk {
+    fn choose(&self, at: usize) -> KvAsk {
         let key = KEYS[at].to_owned();
         // Each value is written once, so that whoever reads it knows by whom.
-        let value = self.process * 1_000_000 + number;
+        let value = self.process * 1_000_000 + self.numbers.fetch_add(1, Ordering::Relaxed);
         let when = match self.seen[at] {
             Some(revision) => vec![Condition::Modified(key.clone(), revision)],
             None => vec![Condition::Absent(key.clone())],
@@ -162,6 +167,17 @@ pub(crate) struct Found {
     pub(crate) violation: Option<Violation>,
 }
 
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let are = if self.violation.is_none() { "are" } else { "are NOT" };
+        let Self { faults, operations, unknown, .. } = self;
+        write!(
+            f,
+            "{operations} operations on keys, {unknown} of them never answered, {are} linearizable ({faults} faults)"
+        )
+    }
+}
+
 /// Whether it is a store that locks are made of.
 pub(crate) fn has_store(backend: &str) -> bool {
     ["embedded", "etcd"].contains(&backend)
@@ -169,8 +185,8 @@ pub(crate) fn has_store(backend: &str) -> bool {
 
 /// Faults against a store and those who use it, then the checker; `None` for a backend that has no store.
 pub(crate) fn torment(backend: &str, duration: Duration) -> anyhow::Result<Option<Found>> {
-    let dir = tempfile::tempdir()?;
-    let dir = dir.path();
+    let kept = tempfile::tempdir()?;
+    let dir = kept.path();
     let mut etcd = match backend {
         "embedded" => None,
         "etcd" => Some(Server::etcd()),
@@ -234,22 +250,34 @@ pub(crate) fn torment(backend: &str, duration: Duration) -> anyhow::Result<Optio
             sleep(Duration::from_millis(20));
         }
     }
-    let mut operations = history(dir)?;
-    // The last word: what is there when all is over.
-    runtime.block_on(async {
-        let store = seawall_store::open(&direct.parse()?, &dir.join("store.db")).await?;
-        for key in KEYS {
-            let (called, ask) = (now(), KvAsk::Get(key.to_owned()));
-            if let Some(Said::Is(is)) = answer(&*store, &ask).await? {
-                let process = "afterwards".to_owned();
-                operations.push(Operation { process, called, ask, answered: Some((now(), is)) });
-            }
-        }
-        anyhow::Ok(())
-    })?;
+    runtime.block_on(last_word(&direct, dir))?;
+    let operations = history(dir)?;
     let unknown = operations.iter().filter(|operation| operation.answered.is_none()).count();
     let violation = check(&KvModel { from }, &operations);
+    if violation.is_some() {
+        println!("    the history begins at revision {from} and is kept in {}", dir.display());
+        let _ = kept.keep();
+    }
     Ok(Some(Found { faults, operations: operations.len(), unknown, violation }))
+}
+
+/// What is there when all is over, and how far it has come: a write on a condition that nothing meets says that.
+async fn last_word(url: &str, dir: &Path) -> anyhow::Result<()> {
+    let store = seawall_store::open(&url.parse()?, &dir.join("store.db")).await?;
+    let file = append_to(&dir.join("afterwards.keys"))?;
+    let numbers = Arc::new(AtomicU64::new(0));
+    let mut client = Client { store, name: "afterwards".into(), process: 0, numbers, file, seen: [None; KEYS.len()] };
+    let never = Condition::Modified(KEYS[0].to_owned(), u64::from(u32::MAX));
+    let gets = KEYS.iter().map(|key| KvAsk::Get((*key).to_owned()));
+    for ask in gets.chain([KvAsk::Set { when: vec![never], then: vec![(KEYS[0].to_owned(), None)] }]) {
+        client.ask(0, ask).await?;
+    }
+    Ok(())
+}
+
+/// The checker alone, over a history that was kept.
+pub(crate) fn again(dir: &Path, from: u64) -> anyhow::Result<Option<Violation>> {
+    Ok(check(&KvModel { from }, &history(dir)?))
 }
 
 /// What a store has come to before anything is asked of it.

@@ -14,6 +14,7 @@ mod target;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 /// Every backend.
@@ -39,6 +40,26 @@ enum Command {
         /// Of the faults; a random one unless set. The processes' own timing is not in it.
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Torments a store alone, and those who use it.
+    Store {
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Which: embedded or etcd.
+        #[arg(long, default_value = "embedded")]
+        backend: String,
+        /// As above.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Checks a history once more that was kept.
+    Check {
+        /// Where it is.
+        dir: PathBuf,
+        /// The revision at which it begins.
+        #[arg(long)]
+        from: u64,
     },
     /// One of the holders.
     #[command(hide = true)]
@@ -70,12 +91,16 @@ enum Command {
     },
 }
 
+fn begin(seed: Option<u64>) {
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    println!("SEAWALL_SEED={seed}");
+    fastrand::seed(seed);
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Locks { seconds, backend, seed } => {
-            let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-            println!("SEAWALL_SEED={seed}");
-            fastrand::seed(seed);
+            begin(seed);
             let backends = if backend == "all" { ALL.to_owned() } else { backend };
             let mut wrong = false;
             println!("{}", round::HEADER);
@@ -92,6 +117,22 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
+        Command::Store { seconds, backend, seed } => {
+            begin(seed);
+            let duration = std::time::Duration::from_secs(seconds);
+            let found = keys::torment(&backend, duration)?;
+            let found = found.with_context(|| format!("`{backend}` is no store: embedded or etcd"))?;
+            println!("{found}");
+            found.violation.iter().for_each(|violation| println!("    {violation}"));
+            Ok(if found.violation.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Command::Check { dir, from } => match keys::again(&dir, from)? {
+            Some(violation) => {
+                println!("{violation}");
+                Ok(ExitCode::FAILURE)
+            }
+            None => Ok(ExitCode::SUCCESS),
+        },
         Command::Holder { url, name, dir } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(holder::live(&url, &name, &dir))?;

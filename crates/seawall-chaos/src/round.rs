@@ -144,13 +144,12 @@ pub(crate) fn torment(backend: &str, seconds: u64) -> anyhow::Result<Verdict> {
     });
     text.push(figures.to_string());
     if let Some(found) = keys::torment(backend, each)? {
-        let keys::Found { faults, operations, unknown, violation } = found;
+        let keys::Found { faults, operations, unknown, violation } = &found;
         let count = usize::from(violation.is_some());
         println!("{backend:<10} {KEYS_NAME:<22} {faults:>6} {operations:>7} {unknown:>8} {count:>11}  -");
         violation.iter().for_each(|violation| println!("    {violation}"));
         wrong |= violation.is_some();
-        let are = if violation.is_none() { "are" } else { "are NOT" };
-        text.push(format!("{operations} operations on keys, {unknown} of them never answered, {are} linearizable"));
+        text.push(found.to_string());
     }
     Ok(Verdict { wrong, text })
 }

@@ -100,7 +100,7 @@ fn since(candidate: &CandidateView) -> String {
 fn ranked(candidate: &CandidateView) -> String {
     match candidate.priority {
         0 => candidate.to_string(),
-        priority => format!("{candidate}, priority {priority},"),
+        priority => format!("{candidate}, priority {priority}"),
     }
 }
 
@@ -129,7 +129,7 @@ fn print(name: &ElectionName, election: &Shown) {
         }
     }
     for (n, candidate) in election.candidates.iter().enumerate() {
-        println!("  {:>3}. stands: {} since {}  {}", n + 1, ranked(candidate), since(candidate), candidate.info);
+        println!("  {:>3}. stands: {}, since {}  {}", n + 1, ranked(candidate), since(candidate), candidate.info);
     }
     for Audit { by, why, at_ms, holder } in &election.forced {
         let term = holder.fence.unwrap_or_default();

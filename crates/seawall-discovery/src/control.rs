@@ -43,16 +43,22 @@ pub enum ControlError {
     #[error("the stream from control broke: {0}")]
     Broken(String),
     /// Control does not know what was asked for.
-    #[error("control does not know it: {0}")]
+    #[error("control does not know it: {}", said(.0))]
     NotFound(String),
     /// Control refused.
-    #[error("control refused with {status}: {why}")]
+    #[error("control refused with {status}: {}", said(why))]
     Refused {
         /// The status.
         status: StatusCode,
         /// What it says.
         why: String,
     },
+}
+
+/// The words of an answer that says what is wrong, `{"error": "..."}`; one that is none is given as it is.
+fn said(why: &str) -> String {
+    let parsed = serde_json::from_str::<serde_json::Value>(why).ok();
+    parsed.and_then(|answer| Some(answer.get("error")?.as_str()?.to_owned())).unwrap_or_else(|| why.to_owned())
 }
 
 /// What became of a change to the registry.

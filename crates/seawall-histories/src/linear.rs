@@ -32,6 +32,17 @@ pub trait Model {
     /// What it is after an operation; `None` when it would not have answered so. Without an answer the operation was done and
     /// nobody knows what came of it.
     fn step(&self, state: &Self::State, ask: &Self::Ask, answer: Option<&Self::Answer>) -> Option<Self::State>;
+
+    /// How far it has come, by a number that never goes back. With it the search gives up whatever has gone too far: else each
+    /// set of operations without an answer is tried at each moment. Default 0.
+    fn reached(&self, _state: &Self::State) -> u64 {
+        0
+    }
+
+    /// How far it had come at most before it answered so. Default any.
+    fn at_most(&self, _ask: &Self::Ask, _answer: &Self::Answer) -> u64 {
+        u64::MAX
+    }
 }
 
 /// One operation.
@@ -78,6 +89,12 @@ struct Search<'a, M: Model> {
     places: Vec<(usize, usize)>,
     next: Vec<usize>,
     previous: Vec<usize>,
+    /// How far the model may have come at most before each answered operation, the least first.
+    bounds: Vec<(u64, usize)>,
+    /// Of each operation, where it is among those.
+    bounded: Vec<usize>,
+    /// All before this one are done.
+    bound: usize,
 }
 
 /// The end of the list.
@@ -107,7 +124,16 @@ impl<'a, M: Model> Search<'a, M> {
         let count = nodes.len();
         let next = (1..=count).map(|node| if node == count { END } else { node }).collect();
         let previous = (0..count).map(|node| node.saturating_sub(1)).collect();
-        Self { model, operations, nodes, places, next, previous }
+        let answered = operations.iter().enumerate();
+        let bound = |(index, operation): (usize, &Operation<_, _>)| {
+            let (_, answer) = operation.answered.as_ref()?;
+            Some((model.at_most(&operation.ask, answer), index))
+        };
+        let mut bounds: Vec<_> = answered.filter_map(bound).collect();
+        bounds.sort_unstable();
+        let mut bounded = vec![END; operations.len()];
+        bounds.iter().enumerate().for_each(|(at, (_, index))| bounded[*index] = at);
+        Self { model, operations, nodes, places, next, previous, bounds, bounded, bound: 0 }
     }
 
     fn run(mut self) -> Result<(), String> {
@@ -129,6 +155,7 @@ impl<'a, M: Model> Search<'a, M> {
                 let Some((index, before)) = stack.pop() else { return Err(furthest.1) };
                 state = before;
                 done[index / 64] &= !(1 << (index % 64));
+                self.bound = self.bound.min(self.bounded[index]);
                 left += usize::from(self.operations[index].answered.is_some());
                 self.put_back(index);
                 node = self.next[self.places[index].0];
@@ -137,6 +164,9 @@ impl<'a, M: Model> Search<'a, M> {
             let operation = &self.operations[index];
             let answer = operation.answered.as_ref().map(|(_, answer)| answer);
             let after = self.model.step(&state, &operation.ask, answer).filter(|after| {
+                if self.model.reached(after) > self.least_bound(&done, index) {
+                    return false;
+                }
                 done[index / 64] |= 1 << (index % 64);
                 let new = tried.insert((done.clone(), after.clone()));
                 if !new {
@@ -157,6 +187,17 @@ impl<'a, M: Model> Search<'a, M> {
             node = self.next[0];
         }
         Ok(())
+    }
+
+    /// How far the model may have come once this operation is done, too, for the others that are still to be answered.
+    fn least_bound(&mut self, done: &[u64], index: usize) -> u64 {
+        let is_done = |index: usize| done[index / 64] >> (index % 64) & 1 == 1;
+        while self.bounds.get(self.bound).is_some_and(|(_, index)| is_done(*index)) {
+            self.bound += 1;
+        }
+        let mut others = self.bounds[self.bound.min(self.bounds.len())..].iter();
+        let least = others.find(|(_, other)| *other != index && !is_done(*other));
+        least.map_or(u64::MAX, |(bound, _)| *bound)
     }
 
     fn stuck(&self, node: usize, state: &M::State) -> String {

@@ -154,6 +154,23 @@ impl Model for KvModel {
         };
         (answer.is_none_or(|answer| *answer == is)).then_some(after)
     }
+
+    fn reached(&self, state: &KvState) -> u64 {
+        state.revision
+    }
+
+    fn at_most(&self, ask: &KvAsk, answer: &KvAnswer) -> u64 {
+        match (ask, answer) {
+            (_, KvAnswer::Got(_)) => u64::MAX,
+            // What writes a value makes a revision.
+            (KvAsk::Set { then, .. }, KvAnswer::Set(true, revision))
+                if then.iter().any(|(_, value)| value.is_some()) =>
+            {
+                revision.saturating_sub(1)
+            }
+            (_, KvAnswer::Set(_, revision)) => *revision,
+        }
+    }
 }
 
 impl KvState {
