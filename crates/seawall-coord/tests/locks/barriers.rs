@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use seawall_coord::{Barrier, BarrierError, StoreBackend};
+use seawall_coord::{Backend, Barrier, BarrierError, Barriers, Owner, Party, Step, StoreBackend, Terms, Token};
 use seawall_store::Store;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -17,12 +17,14 @@ on_each!(
     a_party_that_goes_breaks_it_and_it_can_be_used_anew,
     who_waits_in_vain_is_told_and_leaves_nothing,
     what_is_wrong_with_it_is_said,
+    a_party_that_is_killed_breaks_it_when_its_time_is_over,
     lost_replies_of_parties_are_resolved,
 );
 on_etcd!(
     nobody_is_inside_before_all_have_come_nor_gone_before_all_have_ended,
     a_party_that_goes_breaks_it_and_it_can_be_used_anew,
     who_waits_in_vain_is_told_and_leaves_nothing,
+    a_party_that_is_killed_breaks_it_when_its_time_is_over,
     lost_replies_of_parties_are_resolved,
 );
 
@@ -107,6 +109,41 @@ async fn who_waits_in_vain_is_told_and_leaves_nothing(store: Arc<dyn Store>) {
     let error = barrier.enter_within(Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(error, BarrierError::TimedOut { there: 1, parties: 3, .. }), "{error}");
     nothing_is_left(&store).await;
+}
+
+/// A party that does nothing any more, as after kill -9: before all have come, and when all are inside.
+async fn a_party_that_is_killed_breaks_it_when_its_time_is_over(store: Arc<dyn Store>) {
+    let backend = StoreBackend::open(store.clone()).await.unwrap();
+    let dead = BarrierError::Broken { who: "dead".to_owned() };
+    for inside in [false, true] {
+        // Longer than the shortest that etcd has.
+        let terms = Terms { ttl: Duration::from_secs(2), owner: Owner::try_new("dead").unwrap() };
+        let (lease, _) = backend.open(&terms).await.unwrap();
+        let party = Party { name: name("b"), token: Token::random(), parties: 2 };
+        let lives = barrier(&backend, "lives", 2).await;
+        let error = if inside {
+            let entering = lives.enter_within(SOON);
+            let (entered, met) = tokio::join!(entering, backend.meet(&lease, &party, Step::Enter, SOON));
+            met.unwrap();
+            entered.unwrap().leave_within(SOON).await.unwrap_err()
+        } else {
+            let waits = backend.meet(&lease, &party, Step::Enter, Duration::from_millis(1)).await;
+            assert!(matches!(waits, Err(BarrierError::TimedOut { there: 1, .. })), "{waits:?}");
+            there(&backend, 0).await;
+            lives.enter_within(Duration::from_millis(100)).await.map(drop).unwrap_err()
+        };
+        if inside {
+            assert_eq!(error, dead);
+        } else {
+            assert!(matches!(error, BarrierError::TimedOut { there: 1, .. }), "{error:?}");
+        }
+        nothing_is_left(&store).await;
+    }
+    // And it serves the next ones.
+    let (a, b) = (barrier(&backend, "a", 2).await, barrier(&backend, "b", 2).await);
+    let (a, b) = tokio::join!(a.enter_within(SOON), b.enter_within(SOON));
+    let (a, b) = tokio::join!(a.unwrap().leave_within(SOON), b.unwrap().leave_within(SOON));
+    assert_eq!((a, b), (Ok(()), Ok(())));
 }
 
 async fn what_is_wrong_with_it_is_said(store: Arc<dyn Store>) {

@@ -147,18 +147,18 @@ enum Met {
 }
 
 impl StoreBackend {
-    /// Who is at a barrier; nothing when nobody is.
+    /// Who is at a barrier; nothing when nobody is. Who has died is there no more, though nobody has found the barrier broken yet.
     ///
     /// # Errors
     /// [`BackendError::Down`].
     pub async fn barrier(&self, name: &LockName) -> Result<Option<BarrierView>, BackendError> {
         let prefix = queue(&LockName::of_barrier(name));
         let range = reading(self.store.range(&prefix)).await?;
-        let record = state(&range, &format!("{prefix}state")).record.map(|(record, _)| record);
-        Ok(record.map(|Record { parties, inside, members }| {
-            let there = members.into_iter().map(|Member { owner, left, .. }| PartyView { owner, left }).collect();
-            BarrierView { parties, inside, there }
-        }))
+        let State { record, parties: alive } = state(&range, &format!("{prefix}state"));
+        let Some((Record { parties, inside, members }, _)) = record else { return Ok(None) };
+        let there = members.into_iter().filter(|member| member.left || alive.contains_key(&member.key));
+        let there: Vec<_> = there.map(|Member { owner, left, .. }| PartyView { owner, left }).collect();
+        Ok((!there.is_empty()).then_some(BarrierView { parties, inside, there }))
     }
 
     /// Removes the record of a barrier whose last party has gone. Where they have all died it stays until somebody comes.
