@@ -27,6 +27,17 @@ struct Cli {
     command: Command,
 }
 
+/// One of the processes that are tormented.
+#[derive(clap::Args)]
+struct Process {
+    #[arg(long)]
+    url: String,
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    dir: PathBuf,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Torments holders of a lock.
@@ -63,24 +74,10 @@ enum Command {
     },
     /// One of the holders.
     #[command(hide = true)]
-    Holder {
-        #[arg(long)]
-        url: String,
-        #[arg(long)]
-        name: String,
-        #[arg(long)]
-        dir: PathBuf,
-    },
+    Holder(Process),
     /// One of those who use a store.
     #[command(hide = true)]
-    Keys {
-        #[arg(long)]
-        url: String,
-        #[arg(long)]
-        name: String,
-        #[arg(long)]
-        dir: PathBuf,
-    },
+    Keys(Process),
     /// A round in which the wall clock jumps.
     #[command(hide = true)]
     Clocks {
@@ -133,12 +130,12 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             None => Ok(ExitCode::SUCCESS),
         },
-        Command::Holder { url, name, dir } => {
+        Command::Holder(Process { url, name, dir }) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(holder::live(&url, &name, &dir))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Keys { url, name, dir } => {
+        Command::Keys(Process { url, name, dir }) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(keys::live(&url, &name, &dir))?;
             Ok(ExitCode::SUCCESS)
