@@ -11,6 +11,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use schemars::JsonSchema;
 use seawall_control::ControlConfig;
 use seawall_coord::{LocksUrl, Need};
@@ -74,6 +75,25 @@ impl Loaded {
     /// The data directory, absolute.
     pub(crate) fn data(&self) -> PathBuf {
         self.base().join(&self.config.control.data)
+    }
+
+    /// The gateway of this name, or the only one.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub(crate) fn gateway(&self, name: Option<&str>) -> anyhow::Result<(&str, &GatewayConfig)> {
+        let gateways = &self.config.gateways;
+        let names = || gateways.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let (name, config) = match (name, gateways.len()) {
+            (Some(name), _) => {
+                let found = gateways.get_key_value(name);
+                found.with_context(|| format!("no gateway `{name}` in the file; there is {}", names()))?
+            }
+            (None, 1) => gateways.iter().next().context("one gateway")?,
+            (None, 0) => anyhow::bail!("the file has no gateway: add one under `gateways`"),
+            (None, _) => anyhow::bail!("the file has several gateways, name one of them: {}", names()),
+        };
+        Ok((name.as_str(), config))
     }
 
     /// The plans of its sagas. They hold together: that was checked.

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use seawall_discovery::{Control, Subscriber, SubscriberConfig};
 use seawall_gateway::Gateway;
 use seawall_proxy::Upstreams;
@@ -31,22 +30,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let hangup = Hangup::listen(&runtime)?;
     let loaded = process::config(Some(&args.config))?;
     seawall_telemetry::logs::init(false);
-    let gateways = &loaded.config.gateways;
-    let names = || gateways.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let (name, config) = match (&args.name, gateways.len()) {
-        (Some(name), _) => {
-            let found = gateways.get_key_value(name.as_str());
-            found.with_context(|| format!("no gateway `{name}` in the file; there is {}", names()))?
-        }
-        (None, 1) => gateways.iter().next().context("one gateway")?,
-        (None, 0) => anyhow::bail!("the file has no gateway: add one under `gateways`"),
-        (None, _) => anyhow::bail!("the file has several gateways, name one of them: {}", names()),
-    };
+    let (name, config) = loaded.gateway(args.name.as_deref())?;
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone())?;
         hangup.reload(&loaded, upstreams.clone());
-        let gateway = Gateway::bind(name.as_str(), config.clone())?;
+        let gateway = Gateway::bind(name, config.clone())?;
         let addr = gateway.addr();
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };
         let who = format!("gateway-{name}-{}", process::unique());

@@ -17,6 +17,7 @@ mod locks;
 mod policies;
 mod process;
 mod queue;
+mod route;
 mod sidecar;
 mod store;
 mod up;
@@ -48,6 +49,9 @@ enum Command {
     Control(control::Args),
     /// Run one gateway of a file.
     Gateway(gateway::Args),
+    /// Say which route takes a request, and why not the others.
+    #[command(subcommand)]
+    Route(route::Command),
     /// Run a sidecar beside one instance of a service, and the service itself if a command is given.
     Sidecar(sidecar::Args),
     /// Check a file, or print its JSON Schema.
@@ -117,6 +121,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(args),
         Command::Control(args) => control::run(&args),
         Command::Gateway(args) => gateway::run(&args),
+        Command::Route(command) => route::run(&command),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Config(ConfigCommand::Check { file, config }) => check(config.as_ref().unwrap_or(&file)),
         Command::Config(ConfigCommand::Schema) => schema(),

@@ -31,7 +31,11 @@ pub struct GatewayConfig {
     /// How long requests may take to finish when it stops. Default 30s.
     #[serde(default = "drain")]
     pub drain: Period,
-    /// The routes; the first that matches is taken.
+    /// Which route takes a request that several match: `written`, the first, or `specific`, as the Gateway API has it. Default
+    /// written.
+    #[serde(default)]
+    pub precedence: Precedence,
+    /// The routes.
     #[serde(default)]
     pub routes: Vec<RouteConfig>,
 }
@@ -55,7 +59,7 @@ pub struct RouteConfig {
     /// Its name, unique within the gateway.
     pub id: String,
     /// Which requests it takes.
-    #[serde(rename = "match")]
+    #[serde(rename = "match", default)]
     pub matches: MatchConfig,
     /// What happens to them on the way, in this order.
     #[serde(default)]
@@ -68,18 +72,77 @@ pub struct RouteConfig {
 }
 
 /// Which requests a route takes: those that meet all that is given.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MatchConfig {
-    /// A path pattern: `*` and `{name}` stand for one segment, `**` at the end for any number.
-    pub path: String,
+    /// A path pattern: `*` and `{name}` stand for one segment, `**` at the end for any number. Default: every path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// A regular expression that the whole path fits, beside or instead of a pattern.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_regex: Option<String>,
     /// The methods. Default: all.
     #[serde(default)]
     pub method: Vec<String>,
     /// The hosts, without port; `*.example.com` takes every name below it. Default: all.
     #[serde(default)]
     pub host: Vec<String>,
-    /// Headers that must be there with these values; `*` takes any value.
+    /// Headers that must be there with these values; `*` takes any value, `{ regex: ... }` what fits it wholly.
     #[serde(default)]
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, ValueConfig>,
+    /// Parameters of the query, decoded, with such values.
+    #[serde(default)]
+    pub query: BTreeMap<String, ValueConfig>,
+    /// Cookies with such values.
+    #[serde(default)]
+    pub cookies: BTreeMap<String, ValueConfig>,
+    /// Where the client is: addresses, or networks such as `10.0.0.0/8`. Behind trusted hops it is who the farthest of them has
+    /// seen. Default: anywhere.
+    #[serde(default)]
+    pub source: Vec<String>,
+    /// From when on: `2026-12-24T18:00:00Z`. Default: always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// A share of the requests, of those that the routes of the same group divide among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<WeightConfig>,
+}
+
+/// What a value has to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ValueConfig {
+    /// This; `*` is any.
+    Is(String),
+    /// What fits this regular expression wholly.
+    Fits {
+        /// The expression.
+        regex: String,
+    },
+}
+
+/// A share of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightConfig {
+    /// The group. Each request is drawn for one of its routes, before anything else is looked at.
+    pub group: String,
+    /// Its share, in proportion to those of the others.
+    #[schemars(range(min = 0, max = 1000000))]
+    pub share: u32,
+}
+
+/// Which of several routes takes a request that they all match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precedence {
+    /// The first as they are written.
+    #[default]
+    Written,
+    /// As the Gateway API has it: a path that is exact, then the longest, a method, the most headers, the most parameters of
+    /// the query; among equals the first as they are written.
+    Specific,
 }

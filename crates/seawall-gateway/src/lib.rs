@@ -1,10 +1,12 @@
 //! The front door: a table of routes on top of the data plane.
 
 mod config;
+mod index;
+mod matcher;
 mod table;
 
-pub use config::{GatewayConfig, MatchConfig, RouteConfig};
-pub use table::{RouteProblem, RouteTable};
+pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
+pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;
 use std::net::SocketAddr;
@@ -59,7 +61,7 @@ impl Gateway {
     /// [`GatewayError`].
     pub fn bind(name: &str, config: GatewayConfig) -> Result<Self, GatewayError> {
         let name: Arc<str> = name.into();
-        RouteTable::try_new(&config.routes)
+        RouteTable::try_new(&config.routes, config.precedence)
             .map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
         let server = Server::bind(ServerConfig {
             name: format!("gateway {name}").into(),
@@ -82,8 +84,8 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError::Start`].
     pub fn start(self, upstreams: &Upstreams, drain: &Drain) -> Result<(), GatewayError> {
-        let (name, routes) = (self.name, self.config.routes);
-        let table = move || RouteTable::try_new(&routes).expect("checked when it was bound");
+        let (name, routes, precedence) = (self.name, self.config.routes, self.config.precedence);
+        let table = move || RouteTable::try_new(&routes, precedence).expect("checked when it was bound");
         self.server.start(upstreams, drain, table).map_err(|source| GatewayError::Start { name, source })
     }
 }

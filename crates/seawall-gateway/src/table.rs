@@ -1,46 +1,36 @@
 //! The route table: which route takes a request. Pure; the first that matches is taken.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use http::Method;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::uri::PathAndQuery;
 use seawall_proxy::filter::{Fallback, Filters};
-use seawall_proxy::path::{self, Pattern};
+use seawall_proxy::path;
 use seawall_proxy::reject::Reason;
-use seawall_proxy::{Matched, Route, RouteError, Router};
+use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
 
-use crate::config::{MatchConfig, RouteConfig};
+use crate::config::{Precedence, RouteConfig};
+use crate::index::Index;
+use crate::matcher::{Chance, Matcher, Share, host};
 
-/// The routes of one gateway, in order.
+/// The routes of one gateway, in the order in which they are asked.
 #[derive(Debug)]
 pub struct RouteTable {
     entries: Vec<Entry>,
+    index: Index,
+    /// Whether any route takes but a share.
+    shares: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// Where it is written.
+    at: usize,
     matcher: Matcher,
     service: ServiceName,
     route: Arc<Route>,
-}
-
-#[derive(Debug)]
-struct Matcher {
-    path: Pattern,
-    methods: Vec<Method>,
-    hosts: Vec<Host>,
-    headers: Vec<(HeaderName, Option<HeaderValue>)>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Host {
-    Exact(String),
-    /// The part after `*`, with its dot.
-    Below(String),
 }
 
 /// What is wrong with a route, and where below the gateway.
@@ -58,15 +48,25 @@ impl fmt::Display for RouteProblem {
     }
 }
 
+/// What a route says to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Which of the routes, as they are written.
+    pub at: usize,
+    /// Why it does not take it; nothing when it does.
+    pub why_not: Option<String>,
+}
+
 impl RouteTable {
     /// Checks and compiles routes.
     ///
     /// # Errors
     /// Everything that is wrong, a route that can never be reached included.
-    pub fn try_new(routes: &[RouteConfig]) -> Result<Self, Vec<RouteProblem>> {
-        let mut entries: Vec<(usize, Entry)> = Vec::new();
+    pub fn try_new(routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
+        let mut entries: Vec<Entry> = Vec::new();
         let mut problems = Vec::new();
-        for (at, config) in routes.iter().enumerate() {
+        let shares = shares(routes, &mut problems);
+        for (at, (config, share)) in routes.iter().zip(&shares).enumerate() {
             let mut problem = |field: &str, what: String| {
                 problems.push(RouteProblem { path: format!("routes.{at}.{field}"), what });
             };
@@ -79,30 +79,93 @@ impl RouteTable {
             let fallback = config.fallback.as_ref().and_then(|fallback| {
                 Fallback::try_new(fallback).map_err(|error| problem("fallback", error.to_string())).ok()
             });
-            let Some(matcher) = Matcher::try_new(&config.matches, &mut |field, what| {
+            let Some(matcher) = Matcher::try_new(&config.matches, *share, &mut |field, what| {
                 problem(&format!("match.{field}"), what);
             }) else {
                 continue;
             };
-            if let Some((earlier, _)) = entries.iter().find(|(_, earlier)| earlier.matcher.covers(&matcher)) {
-                let id = &routes[*earlier].id;
-                problem("match", format!("is never reached: route `{id}` before it takes every request that it would"));
-            }
             let route = Arc::new(Route { id: config.id.as_str().into(), filters, fallback, last_hop: false });
-            entries.push((at, Entry { matcher, service: config.to.clone(), route }));
+            entries.push(Entry { at, matcher, service: config.to.clone(), route });
         }
-        if problems.is_empty() {
-            Ok(Self { entries: entries.into_iter().map(|(_, entry)| entry).collect() })
-        } else {
-            Err(problems)
+        if precedence == Precedence::Specific {
+            // Stable: among equals the first as they are written.
+            entries.sort_by_cached_key(|entry| entry.matcher.rank());
         }
+        let index = Index::new(entries.iter().map(|entry| &entry.matcher));
+        for (place, entry) in entries.iter().enumerate() {
+            let mut before =
+                index.around(&entry.matcher).take_while(|other| *other < place).map(|other| &entries[other]);
+            if let Some(earlier) = before.find(|earlier| earlier.matcher.covers(&entry.matcher)) {
+                let what = format!(
+                    "is never reached: route `{}` before it takes every request that it would",
+                    earlier.route.id
+                );
+                problems.push(RouteProblem { path: format!("routes.{}.match", entry.at), what });
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Self { entries, index, shares: shares.iter().any(Option::is_some) })
+    }
+
+    fn chance(&self) -> Chance {
+        Chance(if self.shares { fastrand::u64(..) } else { 0 })
+    }
+
+    fn find(&self, asked: &Asked<'_>, chance: Chance) -> Option<&Entry> {
+        let host = if self.index.knows_hosts() { host(asked.parts) } else { None };
+        let candidates = self.index.candidates(host.as_deref(), asked.parts.uri.path());
+        candidates.map(|place| &self.entries[place]).find(|entry| entry.matcher.check(asked, chance).is_ok())
+    }
+
+    /// What each route says, in the order in which they are asked, up to the one that takes the request. Of routes that take a
+    /// share one is drawn anew each time.
+    pub fn explain(&self, asked: &Asked<'_>) -> Vec<Verdict> {
+        let chance = self.chance();
+        let mut verdicts = Vec::new();
+        for entry in &self.entries {
+            let miss = entry.matcher.check(asked, chance).err();
+            let why_not = miss.map(|miss| entry.matcher.describe(miss, asked));
+            let takes = why_not.is_none();
+            verdicts.push(Verdict { at: entry.at, why_not });
+            if takes {
+                break;
+            }
+        }
+        verdicts
     }
 }
 
+/// The part of its group's draws that is each route's.
+fn shares(routes: &[RouteConfig], problems: &mut Vec<RouteProblem>) -> Vec<Option<Share>> {
+    let mut groups: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    let mut shares: Vec<Option<Share>> = Vec::new();
+    for config in routes {
+        shares.push(config.matches.weight.as_ref().map(|weight| {
+            let number = groups.len();
+            let (group, total) = groups.entry(&weight.group).or_insert((number, 0));
+            let from = *total;
+            *total += u64::from(weight.share);
+            Share { group: *group, from, to: *total, total: 0 }
+        }));
+    }
+    for (at, (share, config)) in shares.iter_mut().zip(routes).enumerate() {
+        let (Some(share), Some(weight)) = (share, &config.matches.weight) else { continue };
+        share.total = groups[&*weight.group].1;
+        if share.total == 0 {
+            let what = format!("no route of the group `{}` has a share above 0", weight.group);
+            problems.push(RouteProblem { path: format!("routes.{at}.match.weight"), what });
+        }
+    }
+    shares
+}
+
 impl Router for RouteTable {
-    fn route(&self, request: &Parts) -> Result<Matched, RouteError> {
+    fn route(&self, asked: &Asked<'_>) -> Result<Matched, RouteError> {
+        let request = asked.parts;
         let given = request.uri.path();
-        let Some(entry) = self.entries.iter().find(|entry| entry.matcher.matches(request)) else {
+        let Some(entry) = self.find(asked, self.chance()) else {
             let detail = format!("no route takes {} {given}", request.method);
             return Err(RouteError { reason: Reason::NoRoute, detail });
         };
@@ -123,101 +186,19 @@ fn stripped(path: &str, query: Option<&str>, segments: u8) -> Result<PathAndQuer
     made.map_err(|error| RouteError { reason: Reason::BadRequest, detail: error.to_string() })
 }
 
-impl Matcher {
-    fn try_new(config: &MatchConfig, problem: &mut impl FnMut(&str, String)) -> Option<Self> {
-        let path = Pattern::try_new(&config.path).map_err(|error| problem("path", error.to_string())).ok();
-        let mut methods = Vec::new();
-        for text in &config.method {
-            match Method::from_bytes(text.as_bytes()) {
-                Ok(method) if text.bytes().all(|b| b.is_ascii_uppercase()) => methods.push(method),
-                _ => problem("method", format!("`{text}` is not a method such as GET")),
-            }
-        }
-        let mut hosts = Vec::new();
-        for text in &config.host {
-            let text = text.to_ascii_lowercase();
-            let name = text.strip_prefix("*.").unwrap_or(&text);
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
-                problem("host", format!("`{text}` is not a host name such as shop.example or *.shop.example"));
-            } else if name.len() < text.len() {
-                hosts.push(Host::Below(text[1..].to_owned()));
-            } else {
-                hosts.push(Host::Exact(text));
-            }
-        }
-        let mut headers = Vec::new();
-        for (name, value) in &config.headers {
-            let any = value == "*";
-            match (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
-                (Ok(name), Ok(value)) => headers.push((name, (!any).then_some(value))),
-                _ => problem("headers", format!("`{name}: {value}` is not a header")),
-            }
-        }
-        Some(Self { path: path?, methods, hosts, headers })
-    }
-
-    fn matches(&self, request: &Parts) -> bool {
-        self.path.matches(request.uri.path())
-            && (self.methods.is_empty() || self.methods.contains(&request.method))
-            && (self.hosts.is_empty() || self.host_matches(request))
-            && self.headers.iter().all(|(name, value)| header_matches(&request.headers, name, value.as_ref()))
-    }
-
-    fn host_matches(&self, request: &Parts) -> bool {
-        let header = || request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-        let Some(host) = request.uri.authority().map(http::uri::Authority::as_str).or_else(header) else {
-            return false;
-        };
-        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.to_ascii_lowercase();
-        self.hosts.iter().any(|wanted| match wanted {
-            Host::Exact(exact) => *exact == name,
-            Host::Below(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
-        })
-    }
-
-    /// Whether every request that `other` matches is matched by this one.
-    fn covers(&self, other: &Self) -> bool {
-        let hosts = self.hosts.is_empty()
-            || (!other.hosts.is_empty()
-                && other.hosts.iter().all(|theirs| {
-                    self.hosts.iter().any(|mine| match (mine, theirs) {
-                        (Host::Exact(a), Host::Exact(b)) => a == b,
-                        (Host::Below(a), Host::Exact(b) | Host::Below(b)) => b.ends_with(a.as_str()),
-                        (Host::Exact(_), Host::Below(_)) => false,
-                    })
-                }));
-        let methods = self.methods.is_empty()
-            || (!other.methods.is_empty() && other.methods.iter().all(|method| self.methods.contains(method)));
-        let headers = self
-            .headers
-            .iter()
-            .all(|(name, value)| other.headers.iter().any(|(n, v)| n == name && (value.is_none() || v == value)));
-        self.path.covers(&other.path) && methods && hosts && headers
-    }
-}
-
-fn header_matches(headers: &HeaderMap, name: &HeaderName, value: Option<&HeaderValue>) -> bool {
-    match value {
-        None => headers.contains_key(name),
-        Some(value) => headers.get_all(name).iter().any(|given| given == value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use http::request::Parts;
     use proptest::prelude::*;
+    use seawall_proxy::headers::Forwarding;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::config::{MatchConfig, ValueConfig};
 
     fn table(routes: Value) -> Result<RouteTable, Vec<RouteProblem>> {
-        RouteTable::try_new(&serde_json::from_value::<Vec<RouteConfig>>(routes).unwrap())
+        RouteTable::try_new(&serde_json::from_value::<Vec<RouteConfig>>(routes).unwrap(), Precedence::Written)
     }
 
     fn route(table: &RouteTable, method: &str, uri: &str, headers: &[(&str, &str)]) -> (String, String) {
@@ -226,7 +207,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let parts = request.body(()).unwrap().into_parts().0;
-        match table.route(&parts) {
+        match table.route(&Asked::new(&parts, None)) {
             Ok(matched) => (matched.route.id.to_string(), matched.path.map_or(String::new(), |path| path.to_string())),
             Err(error) => (error.reason.to_string(), String::new()),
         }
@@ -271,52 +252,207 @@ mod tests {
         assert_eq!(
             paths,
             [
-                "routes.1.match",
                 "routes.2.id",
                 "routes.2.filters",
                 "routes.2.fallback",
                 "routes.2.match.path",
                 "routes.2.match.method",
-                "routes.2.match.host"
+                "routes.2.match.host",
+                "routes.1.match"
             ]
         );
-        assert!(problems[0].what.contains("`a`"), "{}", problems[0]);
+        assert!(problems[6].what.contains("`a`"), "{}", problems[6]);
+    }
+
+    fn value() -> impl Strategy<Value = ValueConfig> {
+        prop_oneof![
+            Just(ValueConfig::Is("*".into())),
+            Just(ValueConfig::Is("1".into())),
+            Just(ValueConfig::Fits { regex: "1|2".into() }),
+            Just(ValueConfig::Fits { regex: ".*".into() })
+        ]
     }
 
     fn any_match() -> impl Strategy<Value = MatchConfig> {
-        let path = prop_oneof![Just("/a"), Just("/a/**"), Just("/*"), Just("/**"), Just("/{x}/b")];
+        let path =
+            prop_oneof![Just("/a"), Just("/a/**"), Just("/*"), Just("/**"), Just("/{x}/b"), Just("/a/b"), Just("/")];
+        let path = proptest::option::of(path);
+        let path_regex = proptest::option::weighted(0.2, prop_oneof![Just("/a.*"), Just("/[ab](/b)?")]);
         let method = proptest::collection::vec(prop_oneof![Just("GET"), Just("POST")], 0..3);
-        let host = proptest::collection::vec(prop_oneof![Just("h.e"), Just("*.e"), Just("*.h.e")], 0..3);
-        let headers = proptest::collection::btree_map(Just("x"), prop_oneof![Just("*"), Just("1")], 0..2);
-        (path, method, host, headers).prop_map(|(path, method, host, headers)| MatchConfig {
-            path: path.to_owned(),
-            method: method.into_iter().map(str::to_owned).collect(),
-            host: host.into_iter().map(str::to_owned).collect(),
-            headers: headers.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-        })
+        let host = proptest::collection::vec(prop_oneof![Just("h.e"), Just("*.e"), Just("*.h.e"), Just("o")], 0..3);
+        let values = || proptest::collection::btree_map(Just("x".to_owned()), value(), 0..2);
+        let source = proptest::collection::vec(prop_oneof![Just("10.0.0.0/8"), Just("10.1.0.0/16"), Just("::1")], 0..2);
+        let times = prop_oneof![Just("2001-01-01T00:00:00Z"), Just("2999-01-01T00:00:00Z")];
+        let after = proptest::option::weighted(0.2, times.clone());
+        let before = proptest::option::weighted(0.2, Just("2999-02-01T00:00:00Z"));
+        let own = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        (path, path_regex, method, host, (values(), values(), values()), source, after, before).prop_map(
+            move |(path, path_regex, method, host, (headers, query, cookies), source, after, before)| MatchConfig {
+                path: path.map(str::to_owned),
+                path_regex: path_regex.map(str::to_owned),
+                method: own(method),
+                host: own(host),
+                headers,
+                query,
+                cookies,
+                source: own(source),
+                after: after.map(str::to_owned),
+                before: before.map(str::to_owned),
+                weight: None,
+            },
+        )
     }
 
-    proptest! {
-        /// A route that is called unreachable really is.
-        #[test]
-        fn what_covers_takes_every_request(
-            wide in any_match(),
-            narrow in any_match(),
-            path in prop_oneof![Just("/a"), Just("/a/b"), Just("/b/b"), Just("/"), Just("/a/b/c")],
+    prop_compose! {
+        fn any_request()(
+            path in prop_oneof![Just("/a"), Just("/a/b"), Just("/b/b"), Just("/"), Just("/a/b/c"), Just("/A"), Just("//")],
+            query in prop_oneof![Just(""), Just("?x=1"), Just("?x=%31&x=3"), Just("?x"), Just("?y=1")],
             method in prop_oneof![Just("GET"), Just("POST"), Just("PUT")],
-            host in prop_oneof![Just("h.e"), Just("x.h.e"), Just("e"), Just("o")],
-            header in proptest::option::of(prop_oneof![Just("1"), Just("2")]),
-        ) {
-            let wide = Matcher::try_new(&wide, &mut |_, _| {}).unwrap();
-            let narrow = Matcher::try_new(&narrow, &mut |_, _| {}).unwrap();
-            let mut request = Request::builder().method(method).uri(path).header("host", host);
+            host in prop_oneof![Just("h.e"), Just("H.E:80"), Just("x.h.e"), Just("e"), Just("o")],
+            header in proptest::option::of(prop_oneof![Just("1"), Just("2"), Just("3")]),
+            cookie in proptest::option::of(prop_oneof![Just("x=1"), Just("y=1; x=2"), Just("x")]),
+            client in prop_oneof![Just("10.1.2.3"), Just("10.2.2.3"), Just("192.0.2.1"), Just("::1")],
+        ) -> (Parts, Forwarding) {
+            let mut request = Request::builder().method(method).uri(format!("{path}{query}")).header("host", host);
             if let Some(value) = header {
                 request = request.header("x", value);
             }
-            let parts = request.body(()).unwrap().into_parts().0;
-            if wide.covers(&narrow) && narrow.matches(&parts) {
-                prop_assert!(wide.matches(&parts));
+            if let Some(value) = cookie {
+                request = request.header("cookie", value);
             }
+            (request.body(()).unwrap().into_parts().0, Forwarding::new(client.parse().unwrap(), 0))
+        }
+    }
+
+    fn matcher(config: &MatchConfig) -> Matcher {
+        Matcher::try_new(config, None, &mut |field, what| panic!("{field}: {what}")).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        /// A route that is called unreachable really is.
+        #[test]
+        fn what_covers_takes_every_request(
+            (wide, narrow) in (any_match(), any_match()),
+            (parts, forwarding) in any_request(),
+        ) {
+            let (wide, narrow) = (matcher(&wide), matcher(&narrow));
+            let asked = Asked::new(&parts, Some(&forwarding));
+            if wide.covers(&narrow) && narrow.check(&asked, Chance(0)).is_ok() {
+                prop_assert!(wide.check(&asked, Chance(0)).is_ok());
+            }
+        }
+
+        /// The index finds what asking one route after the other finds, and every route that covers another is near it.
+        #[test]
+        fn the_index_changes_nothing(
+            configs in proptest::collection::vec(any_match(), 1..12),
+            requests in proptest::collection::vec(any_request(), 1..6),
+        ) {
+            let matchers: Vec<_> = configs.iter().map(matcher).collect();
+            let index = Index::new(&matchers);
+            for (parts, forwarding) in &requests {
+                let asked = Asked::new(parts, Some(forwarding));
+                let takes = |place: &usize| matchers[*place].check(&asked, Chance(0)).is_ok();
+                let one_by_one = (0..matchers.len()).find(takes);
+                let host = host(parts);
+                let candidates: Vec<_> = index.candidates(host.as_deref(), parts.uri.path()).collect();
+                prop_assert!(candidates.is_sorted_by(|a, b| a < b), "{:?}", candidates);
+                prop_assert_eq!(candidates.into_iter().find(takes), one_by_one);
+            }
+            for (place, narrow) in matchers.iter().enumerate() {
+                let near: Vec<_> = index.around(narrow).collect();
+                for (other, wide) in matchers.iter().enumerate() {
+                    prop_assert!(!wide.covers(narrow) || near.contains(&other), "{} covers {}: {:?}", other, place, near);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_condition_takes_what_it_says_and_says_why_not() {
+        let table = table(json!([
+            { "id": "query", "match": { "path": "/q", "query": { "page": "1", "sort": { "regex": "a|d" } } }, "to": "x" },
+            { "id": "cookie", "match": { "path": "/c", "cookies": { "beta": "*" } }, "to": "x" },
+            { "id": "source", "match": { "path": "/s", "source": ["10.0.0.0/8", "::1"] }, "to": "x" },
+            { "id": "early", "match": { "path": "/t", "after": "2999-01-01T00:00:00Z" }, "to": "x" },
+            { "id": "late", "match": { "path": "/t", "before": "2001-01-01T00:00:00Z" }, "to": "x" },
+            { "id": "regex", "match": { "path_regex": "/v[0-9]+/x" }, "to": "x" },
+            { "id": "header", "match": { "path": "/h", "headers": { "x-v": { "regex": "2[.].*" } } }, "to": "x" },
+        ]))
+        .unwrap();
+        let from = Forwarding::new("10.9.8.7".parse().unwrap(), 0);
+        for (uri, headers, id, why_not) in [
+            ("/q?page=1&sort=a", &[][..], Some(0), ""),
+            ("/q?page=1&sort=ad", &[], None, "the query's sort has to be what fits ^(?:a|d)$, it is `ad`"),
+            ("/q?sort=d", &[], None, "the query's page has to be `1`, there is none"),
+            ("/c", &[("cookie", "a=b; beta=yes")], Some(1), ""),
+            ("/c", &[("cookie", "a=b")], None, "the cookie beta has to be any value, there is none"),
+            ("/s", &[], Some(2), ""),
+            ("/t", &[], None, "it begins 2999-01-01T00:00:00Z"),
+            ("/t", &[], None, "it has ended 2001-01-01T00:00:00Z"),
+            ("/v12/x", &[], Some(5), ""),
+            ("/v12/x/", &[], None, "the path /v12/x/ does not fit ^(?:/v[0-9]+/x)$"),
+            ("/h", &[("x-v", "2.1")], Some(6), ""),
+            ("/h", &[("x-v", "12.1")], None, "the header x-v has to be what fits ^(?:2[.].*)$, it is `12.1`"),
+        ] {
+            let mut request = Request::builder().uri(uri);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let parts = request.body(()).unwrap().into_parts().0;
+            let verdicts = table.explain(&Asked::new(&parts, Some(&from)));
+            let takes = verdicts.last().filter(|last| last.why_not.is_none()).map(|last| last.at);
+            assert_eq!(takes, id, "{uri}: {verdicts:?}");
+            let said = |verdict: &Verdict| verdict.why_not.as_deref() == Some(why_not);
+            assert!(why_not.is_empty() || verdicts.iter().any(said), "{uri}: {verdicts:?}");
+        }
+        let parts = Request::builder().uri("/s").body(()).unwrap().into_parts().0;
+        let stranger = Forwarding::new("192.0.2.1".parse().unwrap(), 0);
+        assert!(table.route(&Asked::new(&parts, Some(&stranger))).is_err());
+    }
+
+    #[test]
+    fn shares_divide_the_requests_of_a_group() {
+        let route = |id: &str, share: u32| json!({ "id": id, "match": { "weight": { "group": "g", "share": share } }, "to": id });
+        let table = table(json!([route("a", 70), route("b", 30), route("c", 0)])).unwrap();
+        let parts = Request::builder().uri("/").body(()).unwrap().into_parts().0;
+        let mut counts = BTreeMap::<String, u32>::new();
+        for seed in 0..10_000u64 {
+            let entry = table.find(&Asked::new(&parts, None), Chance(seed)).unwrap();
+            *counts.entry(entry.route.id.to_string()).or_default() += 1;
+        }
+        assert!((6_700..7_300).contains(&counts["a"]) && !counts.contains_key("c"), "{counts:?}");
+        let problems = super::RouteTable::try_new(
+            &serde_json::from_value::<Vec<RouteConfig>>(json!([route("a", 0), route("b", 0)])).unwrap(),
+            Precedence::Written,
+        );
+        assert!(problems.unwrap_err()[0].what.contains("no route of the group `g`"));
+    }
+
+    #[test]
+    fn the_more_specific_is_asked_first_if_that_is_said() {
+        let routes = json!([
+            { "id": "all", "match": { "path": "/**" }, "to": "x" },
+            { "id": "api", "match": { "path": "/api/**" }, "to": "x" },
+            { "id": "api-post", "match": { "path": "/api/**", "method": ["POST"] }, "to": "x" },
+            { "id": "orders", "match": { "path": "/api/orders/**" }, "to": "x" },
+            { "id": "one", "match": { "path": "/api/orders" }, "to": "x" },
+            { "id": "beta", "match": { "path": "/api/**", "headers": { "beta": "*" } }, "to": "x" },
+        ]);
+        let routes = serde_json::from_value::<Vec<RouteConfig>>(routes).unwrap();
+        assert!(RouteTable::try_new(&routes, Precedence::Written).is_err(), "as they are written the first takes all");
+        let table = RouteTable::try_new(&routes, Precedence::Specific).unwrap();
+        for (method, uri, headers, id) in [
+            ("GET", "/x", &[][..], "all"),
+            ("GET", "/api/x", &[], "api"),
+            ("POST", "/api/x", &[("beta", "1")], "api-post"),
+            ("GET", "/api/x", &[("beta", "1")], "beta"),
+            ("GET", "/api/orders/7", &[("beta", "1")], "orders"),
+            ("POST", "/api/orders", &[], "one"),
+        ] {
+            assert_eq!(self::route(&table, method, uri, headers).0, id, "{method} {uri}");
         }
     }
 }

@@ -55,6 +55,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// What a connection adds to each of its requests; made once for it.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
+    ip: IpAddr,
     peer: HeaderValue,
     element: String,
     trusted_hops: u8,
@@ -64,13 +65,30 @@ impl Forwarding {
     /// For requests from `peer`. `trusted_hops` proxies in front of this one are believed; with 0 whatever the client
     /// says about itself is replaced.
     pub fn new(peer: IpAddr, trusted_hops: u8) -> Self {
-        let peer = peer.to_canonical();
-        let element = match peer {
+        let ip = peer.to_canonical();
+        let element = match ip {
             IpAddr::V4(v4) => format!("for={v4};proto=http"),
             IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http"),
         };
-        let peer = HeaderValue::try_from(peer.to_string()).expect("an address is a valid header value");
-        Self { peer, element, trusted_hops }
+        let peer = HeaderValue::try_from(ip.to_string()).expect("an address is a valid header value");
+        Self { ip, peer, element, trusted_hops }
+    }
+
+    /// Who asks: the peer, or, behind so many trusted hops, the address that the farthest of them wrote down. What they did not
+    /// write is not guessed: then it is the peer.
+    pub fn client(&self, headers: &HeaderMap) -> IpAddr {
+        if self.trusted_hops == 0 {
+            return self.ip;
+        }
+        let values = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+        let mut hops = values.flat_map(|value| value.rsplit(',')).map(str::trim);
+        let farthest = hops.nth(usize::from(self.trusted_hops) - 1);
+        let address = |text: &str| {
+            let text = text.trim_matches('"');
+            let socket = || text.parse::<std::net::SocketAddr>().map(|socket| socket.ip());
+            text.trim_matches(['[', ']']).parse().or_else(|_| socket()).ok()
+        };
+        farthest.and_then(address).map_or(self.ip, |ip: IpAddr| ip.to_canonical())
     }
 
     /// Adds `X-Forwarded-For`, `-Host`, `-Proto` and `Forwarded` (RFC 7239).
@@ -194,6 +212,27 @@ pub fn bad_host(version: Version, headers: &HeaderMap) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_client_is_who_the_farthest_trusted_hop_has_seen() {
+        let peer: IpAddr = "10.0.0.9".parse().unwrap();
+        for (trusted, given, client) in [
+            (0, &["1.1.1.1"][..], "10.0.0.9"),
+            (1, &["1.1.1.1, 2.2.2.2"], "2.2.2.2"),
+            (2, &["1.1.1.1, 2.2.2.2"], "1.1.1.1"),
+            (2, &["9.9.9.9, 1.1.1.1", "2.2.2.2"], "1.1.1.1"),
+            (3, &["1.1.1.1, 2.2.2.2"], "10.0.0.9"),
+            (1, &[], "10.0.0.9"),
+            (1, &["unknown"], "10.0.0.9"),
+            (1, &["[2001:db8::1]"], "2001:db8::1"),
+            (1, &["\"[2001:db8::1]:80\""], "2001:db8::1"),
+            (1, &["::ffff:3.3.3.3"], "3.3.3.3"),
+            (1, &["3.3.3.3:4711"], "3.3.3.3"),
+        ] {
+            let fields: Vec<_> = given.iter().map(|value| ("x-forwarded-for", *value)).collect();
+            assert_eq!(Forwarding::new(peer, trusted).client(&map(&fields)).to_string(), client, "{trusted} {given:?}");
+        }
+    }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let field = |(name, value): &(&str, &str)| {

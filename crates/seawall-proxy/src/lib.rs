@@ -23,6 +23,6 @@ pub mod upstream;
 
 pub use body::{RequestBody, ResponseBody};
 pub use client::{Answer, CallError, Client, ReadError};
-pub use pipeline::{Matched, Pipeline, Route, RouteError, Router};
+pub use pipeline::{Asked, Matched, Pipeline, Route, RouteError, Router};
 pub use server::{Server, ServerConfig};
 pub use upstream::Upstreams;

@@ -87,6 +87,19 @@ impl Pattern {
         self.open || given.next().is_none()
     }
 
+    /// The segments before the first that is none of its own, for an index: every path that fits begins with them.
+    pub fn literals(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().map_while(|segment| match segment {
+            Segment::Literal(literal) => Some(&**literal),
+            Segment::Any(_) => None,
+        })
+    }
+
+    /// Whether it is one path alone.
+    pub fn is_exact(&self) -> bool {
+        !self.open && self.segments.iter().all(|segment| matches!(segment, Segment::Literal(_)))
+    }
+
     /// The captured segments of a path that fits, by name.
     pub fn captures<'p>(&'p self, path: &'p str) -> impl Iterator<Item = (&'p str, &'p str)> {
         let given = path.strip_prefix('/').unwrap_or(path).split('/');

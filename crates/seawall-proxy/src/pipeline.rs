@@ -9,6 +9,7 @@
 //! the control plane. The order of the policies is that of `seawall-resilience`: each attempt passes the breaker and
 //! the bulkhead anew. Every request, rejected or not, leaves through `record`.
 
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +46,28 @@ pub trait Router: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`RouteError`] when there is none.
-    fn route(&self, request: &Parts) -> Result<Matched, RouteError>;
+    fn route(&self, request: &Asked<'_>) -> Result<Matched, RouteError>;
+}
+
+/// A request that looks for its route.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Its head, as it came.
+    pub parts: &'a Parts,
+    forwarding: Option<&'a Forwarding>,
+}
+
+impl<'a> Asked<'a> {
+    /// `forwarding` is that of its connection, at the edge.
+    pub fn new(parts: &'a Parts, forwarding: Option<&'a Forwarding>) -> Self {
+        Self { parts, forwarding }
+    }
+
+    /// Whose it is: the address that the connection comes from, or, behind proxies that are believed, the one that the farthest
+    /// of them has seen. Nobody's inside the fleet. Worked out anew each time.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.forwarding.map(|forwarding| forwarding.client(&self.parts.headers))
+    }
 }
 
 /// A request that is going nowhere.
@@ -155,7 +177,7 @@ impl Pipeline {
     ) -> Response<ResponseBody> {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
-        let matched = match route(router, &parts) {
+        let matched = match route(router, &Asked::new(&parts, forwarding)) {
             Ok(matched) => matched,
             Err(RouteError { reason, detail }) => {
                 tracing::debug!(%reason, method = %parts.method, path = parts.uri.path(), detail, "no route");
@@ -429,7 +451,8 @@ impl Pipeline {
 }
 
 /// Finds the route, and refuses what cannot be passed on whatever the route.
-fn route(router: &impl Router, parts: &Parts) -> Result<Matched, RouteError> {
+fn route(router: &impl Router, asked: &Asked<'_>) -> Result<Matched, RouteError> {
+    let parts = asked.parts;
     let bad = |detail: &str| Err(RouteError { reason: Reason::BadRequest, detail: detail.to_owned() });
     if parts.method == Method::CONNECT {
         return bad("CONNECT is not supported");
@@ -440,7 +463,7 @@ fn route(router: &impl Router, parts: &Parts) -> Result<Matched, RouteError> {
     if has_dot_segment(parts.uri.path()) {
         return bad("the path holds a `.` or `..` segment");
     }
-    router.route(parts)
+    router.route(asked)
 }
 
 /// `/a/../b` may mean one thing to the router and another to the service; it is refused, its dots or slashes encoded or not.

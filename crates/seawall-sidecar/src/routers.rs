@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::request::Parts;
 use http::uri::PathAndQuery;
 use seawall_proxy::reject::Reason;
-use seawall_proxy::{Matched, Route, RouteError, Router};
+use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_resilience::{Policies, PolicyConfig};
 use seawall_types::{Change, Instance, InstanceId, Period, Revision, ServiceName, Snapshot};
 
@@ -24,7 +23,7 @@ impl Inbound {
 }
 
 impl Router for Inbound {
-    fn route(&self, _: &Parts) -> Result<Matched, RouteError> {
+    fn route(&self, _: &Asked<'_>) -> Result<Matched, RouteError> {
         Ok(self.matched.clone())
     }
 }
@@ -60,7 +59,8 @@ impl Default for Outbound {
 }
 
 impl Router for Outbound {
-    fn route(&self, request: &Parts) -> Result<Matched, RouteError> {
+    fn route(&self, asked: &Asked<'_>) -> Result<Matched, RouteError> {
+        let request = asked.parts;
         let bad = |detail: String| RouteError { reason: Reason::BadRequest, detail };
         let path = request.uri.path();
         let name = path[1.min(path.len())..].split('/').next().unwrap_or_default();
@@ -85,7 +85,7 @@ mod tests {
     fn the_first_segment_names_the_service() {
         let route = |uri: &str| {
             let parts = http::Request::builder().uri(uri).body(()).unwrap().into_parts().0;
-            let matched = Outbound::default().route(&parts).map_err(|error| error.reason)?;
+            let matched = Outbound::default().route(&Asked::new(&parts, None)).map_err(|error| error.reason)?;
             Ok((matched.service.to_string(), matched.path.unwrap().to_string()))
         };
         let ok = |service: &str, path: &str| Ok((service.to_owned(), path.to_owned()));

@@ -113,7 +113,7 @@ impl Checker<'_> {
         let config = self.config;
         for (name, gateway) in &config.gateways {
             let front = ["gateways", name.as_str()];
-            if let Err(problems) = RouteTable::try_new(&gateway.routes) {
+            if let Err(problems) = RouteTable::try_new(&gateway.routes, gateway.precedence) {
                 for problem in problems {
                     self.at(&front, &problem.path, problem.what);
                 }

@@ -19,6 +19,7 @@ mod openapi;
 mod orders;
 mod policies;
 mod queue;
+mod routes;
 mod saga;
 mod shared_locks;
 mod store;

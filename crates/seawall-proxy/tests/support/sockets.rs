@@ -6,9 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::request::Parts;
 use seawall_drain::Trigger;
-use seawall_proxy::{Matched, Route, RouteError, Router, Server, ServerConfig, Upstreams};
+use seawall_proxy::{Asked, Matched, Route, RouteError, Router, Server, ServerConfig, Upstreams};
 use seawall_resilience::{Clock, Guard, Policies};
 use seawall_types::{Change, Instance, InstanceId, Revision, ServiceName, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 struct ToApi(Matched);
 
 impl Router for ToApi {
-    fn route(&self, _: &Parts) -> Result<Matched, RouteError> {
+    fn route(&self, _: &Asked<'_>) -> Result<Matched, RouteError> {
         Ok(self.0.clone())
     }
 }

@@ -1,0 +1,118 @@
+//! `seawall route explain METHOD URL`: which route of the file takes a request, what its filters do to it, and why the others do not.
+
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use http::{HeaderName, HeaderValue, Request, Uri};
+use seawall_gateway::{GatewayConfig, RouteConfig, RouteTable};
+use seawall_proxy::Asked;
+use seawall_proxy::filter::FilterConfig;
+use seawall_proxy::headers::Forwarding;
+use seawall_proxy::path::strip_prefix;
+
+use crate::process;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Ask the file which route takes a request. Nothing has to run.
+    Explain(Args),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The method.
+    method: http::Method,
+    /// The path with its query, or a whole URL.
+    url: Uri,
+    /// A header: `name: value`. May be given several times.
+    #[arg(short = 'H', long = "header", value_name = "HEADER")]
+    headers: Vec<String>,
+    /// Whose request it is.
+    #[arg(long, default_value = "127.0.0.1")]
+    from: IpAddr,
+    /// Which gateway of the file; needed only when there are several.
+    #[arg(long)]
+    gateway: Option<String>,
+    /// The file.
+    #[arg(long, short, default_value = "seawall.yaml")]
+    config: std::path::PathBuf,
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    let Command::Explain(args) = command;
+    let loaded = process::config(Some(&args.config))?;
+    let (name, gateway) = loaded.gateway(args.gateway.as_deref())?;
+    let takes = explain(args, name, gateway)?;
+    if !takes {
+        println!("  no route takes it: it is answered with 404");
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn request(args: &Args) -> anyhow::Result<http::request::Parts> {
+    let mut request = Request::builder().method(&args.method).uri(&args.url);
+    for header in &args.headers {
+        let (name, value) =
+            header.split_once(':').with_context(|| format!("`{header}` is no header such as `x-beta: 1`"))?;
+        let name =
+            HeaderName::try_from(name.trim()).with_context(|| format!("`{name}` is not the name of a header"))?;
+        let value = HeaderValue::try_from(value.trim()).with_context(|| format!("`{value}` is no header's value"))?;
+        request = request.header(name, value);
+    }
+    Ok(request.body(()).context("this is no request")?.into_parts().0)
+}
+
+/// Whether any route takes it.
+fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<bool> {
+    let parts = request(args)?;
+    let forwarding = Forwarding::new(args.from, gateway.trusted_hops);
+    let asked = Asked::new(&parts, Some(&forwarding));
+    let table = RouteTable::try_new(&gateway.routes, gateway.precedence);
+    let table = table.map_err(|problems| anyhow::anyhow!("the routes of `{name}` are wrong: {}", problems[0]))?;
+    println!("{} {} at the gateway `{name}`, from {}", parts.method, parts.uri, asked.client().unwrap_or(args.from));
+    let verdicts = table.explain(&asked);
+    for verdict in &verdicts {
+        let route = &gateway.routes[verdict.at];
+        match &verdict.why_not {
+            Some(why) => println!("  no   {:<16} {why}", route.id),
+            None => takes(route, parts.uri.path()),
+        }
+    }
+    let asked: Vec<usize> = verdicts.iter().map(|verdict| verdict.at).collect();
+    let rest = gateway.routes.iter().enumerate().filter(|(at, _)| !asked.contains(at)).map(|(_, route)| &*route.id);
+    let rest: Vec<_> = rest.collect();
+    if !rest.is_empty() {
+        println!("  not asked: {}", rest.join(", "));
+    }
+    Ok(verdicts.last().is_some_and(|last| last.why_not.is_none()))
+}
+
+fn takes(route: &RouteConfig, path: &str) {
+    println!("  YES  {:<16} to the service `{}`", route.id, route.to);
+    let mut stripped = 0;
+    for filter in &route.filters {
+        let effect = match filter {
+            FilterConfig::StripPrefix(segments) => {
+                stripped += segments;
+                format!("the path becomes {}", strip_prefix(path, stripped))
+            }
+            FilterConfig::SetHeader(map) => format!("the request's headers become {}", pairs(map)),
+            FilterConfig::AddHeader(map) => format!("the request gets the headers {} beside those it has", pairs(map)),
+            FilterConfig::RemoveHeader(names) => format!("the request loses the headers {}", names.join(", ")),
+            FilterConfig::SetResponseHeader(map) => format!("the answer's headers become {}", pairs(map)),
+            FilterConfig::AddResponseHeader(map) => {
+                format!("the answer gets the headers {} beside those it has", pairs(map))
+            }
+            FilterConfig::RemoveResponseHeader(names) => format!("the answer loses the headers {}", names.join(", ")),
+        };
+        println!("         {effect}");
+    }
+    if let Some(fallback) = &route.fallback {
+        println!("         where the service cannot answer, {} is answered", fallback.status);
+    }
+}
+
+fn pairs(map: &std::collections::BTreeMap<String, String>) -> String {
+    map.iter().map(|(name, value)| format!("`{name}: {value}`")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,93 @@
+//! Which route takes a request: through a real gateway, and as `seawall route explain` says it.
+
+use super::support::*;
+
+const FILE: &str = "
+control: { listen: CONTROL }
+gateways:
+  public:
+    listen: GATEWAY
+    trusted_hops: 1
+    routes:
+      - { id: paged, match: { path: /api/orders, query: { page: { regex: '[0-9]+' } } }, filters: [ { strip_prefix: 1 } ], to: pages }
+      - { id: beta, match: { path: /api/**, cookies: { beta: 'yes' } }, to: beta }
+      - { id: inside, match: { path: /api/**, source: [ 10.0.0.0/8 ] }, to: inside }
+      - { id: versions, match: { path_regex: '/v[0-9]+/x' }, to: pages }
+      - { id: canary, match: { path: /half/**, weight: { group: g, share: 1 } }, to: beta }
+      - { id: stable, match: { path: /half/**, weight: { group: g, share: 1 } }, to: pages }
+      - { id: all, match: { path: /api/** }, filters: [ { set_header: { x-from: gateway } } ], to: pages }
+services: { pages: {}, beta: {}, inside: {} }
+";
+
+#[test]
+fn requests_take_the_routes_that_are_explained() {
+    let site = Site::new(FILE);
+    let [pages, beta, inside] =
+        ["pages", "beta", "inside"].map(|name| Participant::start(move |seen| (200, format!("{name} {}", seen.path))));
+    let _control = site.control();
+    for (service, participant) in [("pages", &pages), ("beta", &beta), ("inside", &inside)] {
+        site.register(service, "one", participant.addr);
+    }
+    let _gateway = site.start(&["gateway"]);
+    until("the gateway serves", || get(site.gateway, "/api/x").status == 200);
+    for (path, header, body, route) in [
+        ("/api/orders?page=7", "x-a: 1", "pages /orders?page=7", "paged"),
+        ("/api/orders?page=all", "x-a: 1", "pages /api/orders?page=all", "all"),
+        ("/api/orders?page=all", "cookie: a=b; beta=yes", "beta /api/orders?page=all", "beta"),
+        ("/api/x", "x-forwarded-for: 1.1.1.1, 10.1.2.3", "inside /api/x", "inside"),
+        ("/api/x", "x-forwarded-for: 10.1.2.3, 1.1.1.1", "pages /api/x", "all"),
+        ("/v12/x", "x-a: 1", "pages /v12/x", "versions"),
+    ] {
+        let answer = send(site.gateway, "GET", path, &[header], "");
+        assert_eq!((answer.status, &*answer.body), (200, body), "{path} {header}: {answer:?}");
+        let explained = site.run(&["route", "explain", "GET", path, "-H", header]);
+        let text = String::from_utf8_lossy(&explained.stdout).into_owned();
+        let yes = text.lines().find(|line| line.trim_start().starts_with("YES")).unwrap_or_default();
+        assert!(explained.status.success() && yes.contains(route), "{path} {header}: {text}");
+    }
+    let halves: Vec<_> = (0..60).map(|_| get(site.gateway, "/half/x").body).collect();
+    assert!(halves.iter().any(|body| body.starts_with("beta")) && halves.iter().any(|body| body.starts_with("pages")));
+    assert_eq!(get(site.gateway, "/v12/x/y").status, 404);
+
+    let explained = site.run(&["route", "explain", "POST", "/api/orders?page=x"]);
+    let text = String::from_utf8_lossy(&explained.stdout).into_owned();
+    for says in [
+        "POST /api/orders?page=x at the gateway `public`, from 127.0.0.1",
+        "no   paged            the query's page has to be what fits ^(?:[0-9]+)$, it is `x`",
+        "no   beta             the cookie beta has to be `yes`, there is none",
+        "no   inside           the client has to be in 10.0.0.0/8, it is 127.0.0.1",
+        "YES  all              to the service `pages`",
+        "the request's headers become `x-from: gateway`",
+    ] {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    let none = site.run(&["route", "explain", "GET", "/nowhere"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&none.stdout).contains("no route takes it"));
+    let bad = site.run(&["route", "explain", "GET", "/x", "-H", "nonsense"]);
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("`nonsense` is no header"));
+}
+
+#[test]
+fn mistakes_in_conditions_are_named() {
+    let wrong = [
+        ("path_regex: '(('", "is no regular expression"),
+        ("query: { a: { regex: 'a)|(b' } }", "is no regular expression"),
+        ("source: [ 10.0.0.0/40 ]", "is no address or network"),
+        ("after: yesterday", "is not a time such as"),
+        ("after: 2026-01-01T00:00:00Z, before: 2025-01-01T00:00:00Z", "is not later than"),
+        ("weight: { group: g, share: 0 }", "has a share above 0"),
+        ("querry: { a: b }", "unknown key `querry`"),
+    ];
+    for (condition, says) in wrong {
+        let site = Site::new(&format!(
+            "gateways: {{ public: {{ listen: GATEWAY, routes: [ {{ id: a, match: {{ {condition} }}, to: s }} ] }} }}\nservices: {{ s: {{}} }}\n"
+        ));
+        let output = site.run(&["config", "check"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && text.contains(says) && text.contains("routes.0.match"),
+            "{condition}: {text}"
+        );
+    }
+}
