@@ -4,11 +4,10 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use http::{HeaderName, HeaderValue, Request, Uri};
-use seawall_gateway::{GatewayConfig, RouteConfig, RouteTable};
+use seawall_gateway::{GatewayConfig, RouteConfig, RouteTable, Verdict};
 use seawall_proxy::Asked;
 use seawall_proxy::filter::FilterConfig;
 use seawall_proxy::headers::Forwarding;
-use seawall_proxy::path::strip_prefix;
 
 use crate::process;
 
@@ -76,7 +75,7 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
         let route = &gateway.routes[verdict.at];
         match &verdict.why_not {
             Some(why) => println!("  no   {:<16} {why}", route.id),
-            None => takes(route, parts.uri.path()),
+            None => takes(route, verdict),
         }
     }
     let asked: Vec<usize> = verdicts.iter().map(|verdict| verdict.at).collect();
@@ -88,28 +87,47 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
     Ok(verdicts.last().is_some_and(|last| last.why_not.is_none()))
 }
 
-fn takes(route: &RouteConfig, path: &str) {
-    println!("  YES  {:<16} to the service `{}`", route.id, route.to);
-    let mut stripped = 0;
+fn takes(route: &RouteConfig, verdict: &Verdict) {
+    let to =
+        route.to.as_ref().map_or_else(|| "answered here".to_owned(), |service| format!("to the service `{service}`"));
+    println!("  YES  {:<16} {to}", route.id);
     for filter in &route.filters {
-        let effect = match filter {
-            FilterConfig::StripPrefix(segments) => {
-                stripped += segments;
-                format!("the path becomes {}", strip_prefix(path, stripped))
-            }
-            FilterConfig::SetHeader(map) => format!("the request's headers become {}", pairs(map)),
-            FilterConfig::AddHeader(map) => format!("the request gets the headers {} beside those it has", pairs(map)),
-            FilterConfig::RemoveHeader(names) => format!("the request loses the headers {}", names.join(", ")),
-            FilterConfig::SetResponseHeader(map) => format!("the answer's headers become {}", pairs(map)),
-            FilterConfig::AddResponseHeader(map) => {
-                format!("the answer gets the headers {} beside those it has", pairs(map))
-            }
-            FilterConfig::RemoveResponseHeader(names) => format!("the answer loses the headers {}", names.join(", ")),
-        };
-        println!("         {effect}");
+        println!("         {}", effect(filter));
+    }
+    match &verdict.target {
+        Ok(Some(target)) => println!("         the service sees {target}"),
+        Ok(None) => {}
+        Err(why) => println!("         it is answered with 400: {why}"),
     }
     if let Some(fallback) = &route.fallback {
         println!("         where the service cannot answer, {} is answered", fallback.status);
+    }
+}
+
+fn effect(filter: &FilterConfig) -> String {
+    match filter {
+        FilterConfig::StripPrefix(segments) => format!("the path loses its first {segments} segments"),
+        FilterConfig::PrefixPath(prefix) => format!("the path gets {prefix} in front"),
+        FilterConfig::SetPath(path) => format!("the path becomes {path}"),
+        FilterConfig::RewritePath(rewrite) => format!("in the path, {} becomes {}", rewrite.regex, rewrite.to),
+        FilterConfig::SetQuery(map) => format!("the query's parameters become {}", pairs(map)),
+        FilterConfig::AddQuery(map) => format!("the query gets the parameters {}", pairs(map)),
+        FilterConfig::RemoveQuery(names) => format!("the query loses the parameters {}", names.join(", ")),
+        FilterConfig::SetHeader(map) => format!("the request's headers become {}", pairs(map)),
+        FilterConfig::AddHeader(map) => format!("the request gets the headers {} beside those it has", pairs(map)),
+        FilterConfig::DefaultHeader(map) => {
+            format!("the request gets the headers {} that it does not have", pairs(map))
+        }
+        FilterConfig::CopyHeader(map) => format!("the request's headers are copied, {}", pairs(map)),
+        FilterConfig::RemoveHeader(names) => format!("the request loses the headers {}", names.join(", ")),
+        FilterConfig::SetResponseHeader(map) => format!("the answer's headers become {}", pairs(map)),
+        FilterConfig::AddResponseHeader(map) => {
+            format!("the answer gets the headers {} beside those it has", pairs(map))
+        }
+        FilterConfig::RemoveResponseHeader(names) => format!("the answer loses the headers {}", names.join(", ")),
+        FilterConfig::SecurityHeaders(_) => "the answer gets the headers that keep browsers from harm".to_owned(),
+        FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
+        FilterConfig::Respond(answer) => format!("{} is answered", answer.status),
     }
 }
 

@@ -64,8 +64,9 @@ pub struct RouteConfig {
     /// What happens to them on the way, in this order.
     #[serde(default)]
     pub filters: Vec<FilterConfig>,
-    /// The service that they go to.
-    pub to: ServiceName,
+    /// The service that they go to; needless where a filter answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<ServiceName>,
     /// The answer when the service cannot give one. Default: a plain 503, 504 or 502.
     #[serde(default)]
     pub fallback: Option<FallbackConfig>,

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use http::uri::PathAndQuery;
 use seawall_proxy::filter::{Fallback, Filters};
-use seawall_proxy::path;
 use seawall_proxy::reject::Reason;
 use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
@@ -55,6 +53,8 @@ pub struct Verdict {
     pub at: usize,
     /// Why it does not take it; nothing when it does.
     pub why_not: Option<String>,
+    /// The path and query that its service would see, where its filters change them; or why there is none.
+    pub target: Result<Option<String>, String>,
 }
 
 impl RouteTable {
@@ -84,8 +84,22 @@ impl RouteTable {
             }) else {
                 continue;
             };
+            for name in filters.captures() {
+                if !matcher.path.as_ref().is_some_and(|path| path.names().any(|own| own == name)) {
+                    problem("filters", format!("`{{{name}}}` is nothing that the path's pattern captures"));
+                }
+            }
+            let service = match (&config.to, filters.answers()) {
+                (Some(service), _) => service.clone(),
+                // Not asked, and so not looked at.
+                (None, true) => ServiceName::try_new("none").expect("a name"),
+                (None, false) => {
+                    problem("to", "the service is missing that the requests go to".to_owned());
+                    continue;
+                }
+            };
             let route = Arc::new(Route { id: config.id.as_str().into(), filters, fallback, last_hop: false });
-            entries.push(Entry { at, matcher, service: config.to.clone(), route });
+            entries.push(Entry { at, matcher, service, route });
         }
         if precedence == Precedence::Specific {
             // Stable: among equals the first as they are written.
@@ -128,7 +142,13 @@ impl RouteTable {
             let miss = entry.matcher.check(asked, chance).err();
             let why_not = miss.map(|miss| entry.matcher.describe(miss, asked));
             let takes = why_not.is_none();
-            verdicts.push(Verdict { at: entry.at, why_not });
+            let filters = &entry.route.filters;
+            let target = match takes && !filters.answers() {
+                true => filters.target(&asked.parts.uri, entry.matcher.path.as_ref()),
+                false => Ok(None),
+            };
+            let target = target.map(|target| target.map(|target| target.to_string()));
+            verdicts.push(Verdict { at: entry.at, why_not, target });
             if takes {
                 break;
             }
@@ -169,21 +189,12 @@ impl Router for RouteTable {
             let detail = format!("no route takes {} {given}", request.method);
             return Err(RouteError { reason: Reason::NoRoute, detail });
         };
-        let path = match entry.route.filters.strip_prefix {
-            0 => None,
-            segments => Some(stripped(given, request.uri.query(), segments)?),
-        };
-        Ok(Matched { route: entry.route.clone(), service: entry.service.clone(), path })
+        let wrong = |detail| RouteError { reason: Reason::BadRequest, detail };
+        let (filters, pattern) = (&entry.route.filters, entry.matcher.path.as_ref());
+        let answer = filters.answer(&request.uri, pattern).map_err(wrong)?;
+        let path = if answer.is_some() { None } else { filters.target(&request.uri, pattern).map_err(wrong)? };
+        Ok(Matched { route: entry.route.clone(), service: entry.service.clone(), path, answer })
     }
-}
-
-fn stripped(path: &str, query: Option<&str>, segments: u8) -> Result<PathAndQuery, RouteError> {
-    let rest = path::strip_prefix(path, segments);
-    let made = match query {
-        Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
-        None => PathAndQuery::try_from(rest),
-    };
-    made.map_err(|error| RouteError { reason: Reason::BadRequest, detail: error.to_string() })
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl Client {
             given = given.min(deadline.left());
             headers::set_timeout(request.headers_mut(), given);
         }
-        let matched = Matched { route: self.route.clone(), service: service.clone(), path: None };
+        let matched = Matched { route: self.route.clone(), service: service.clone(), path: None, answer: None };
         let response = self.pipeline.call(matched, request.map(Into::into), arrived).await.map_err(CallError)?;
         let own = self.pipeline.timeout_of(service);
         let limit = own.min(given);

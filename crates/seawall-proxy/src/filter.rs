@@ -3,12 +3,16 @@
 use std::str::FromStr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::uri::PathAndQuery;
+use http::{Response, StatusCode, Uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::body::ResponseBody;
+use crate::path::Pattern;
+use crate::target::{Target, Template};
 
 /// One step of a route, as it is written: `- strip_prefix: 1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +32,54 @@ pub enum FilterConfig {
     AddResponseHeader(BTreeMap<String, String>),
     /// Removes response headers.
     RemoveResponseHeader(Vec<String>),
+    /// Sets request headers that are not there.
+    DefaultHeader(BTreeMap<String, String>),
+    /// Gives the request the header on the right with the values of the one on the left, if that is there.
+    CopyHeader(BTreeMap<String, String>),
+    /// Sets response headers that are not there, those that keep browsers from harm: which, and to what, may be said; nothing but
+    /// `~` or an empty text leaves one out.
+    SecurityHeaders(BTreeMap<String, String>),
+    /// Puts segments before the path: `/v1`.
+    PrefixPath(String),
+    /// Replaces the path: `/orders/{id}`, with what the route's pattern has captured.
+    SetPath(String),
+    /// Replaces what a regular expression finds in the path.
+    RewritePath(RewriteConfig),
+    /// Sets parameters of the query, replacing what is there.
+    SetQuery(BTreeMap<String, String>),
+    /// Adds parameters beside those that are there.
+    AddQuery(BTreeMap<String, String>),
+    /// Removes parameters.
+    RemoveQuery(Vec<String>),
+    /// Sends the client elsewhere. Nothing else is asked.
+    Redirect(RedirectConfig),
+    /// Answers by itself. Nothing else is asked.
+    Respond(FallbackConfig),
+}
+
+/// Where a client is sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedirectConfig {
+    /// `https://shop.example{path}{query}`: with `{path}`, `{query}` (its `?` included) and what the pattern has captured.
+    pub to: String,
+    /// 301, 302, 303, 307 or 308. Default 302.
+    #[serde(default = "found")]
+    pub status: u16,
+}
+
+const fn found() -> u16 {
+    302
+}
+
+/// What becomes of a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteConfig {
+    /// What is looked for, everywhere in the path.
+    pub regex: String,
+    /// What stands there instead: `$1` and `${name}` are its groups.
+    pub to: String,
 }
 
 /// The answer when the service cannot give one.
@@ -56,15 +108,15 @@ const fn unavailable() -> u16 {
 /// What is wrong with a filter or a fallback, said about the part that is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct FilterError(String);
+pub struct FilterError(pub(crate) String);
 
 /// A route's filters, ready to run.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Filters {
-    /// How many segments go from the front of the path.
-    pub strip_prefix: u8,
+    target: Target,
     request: Vec<HeaderOp>,
     response: Vec<HeaderOp>,
+    answer: Option<Direct>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +124,15 @@ enum HeaderOp {
     Set(HeaderName, HeaderValue),
     Add(HeaderName, HeaderValue),
     Remove(HeaderName),
+    Default(HeaderName, HeaderValue),
+    Copy(HeaderName, HeaderName),
+}
+
+/// An answer without a service.
+#[derive(Clone, Debug)]
+enum Direct {
+    Redirect(StatusCode, Template),
+    Respond(Arc<Fallback>),
 }
 
 impl Filters {
@@ -89,7 +150,33 @@ impl Filters {
             |list: &[String]| list.iter().map(|n| Ok(HeaderOp::Remove(name(n)?))).collect::<Result<Vec<_>, _>>();
         for filter in config {
             match filter {
-                FilterConfig::StripPrefix(segments) => filters.strip_prefix += segments,
+                FilterConfig::StripPrefix(segments) => filters.target.strip(*segments),
+                FilterConfig::PrefixPath(prefix) => filters.target.prefix(prefix)?,
+                FilterConfig::SetPath(template) => filters.target.set(template)?,
+                FilterConfig::RewritePath(RewriteConfig { regex, to }) => filters.target.rewrite(regex, to)?,
+                FilterConfig::SetQuery(map) => filters.target.set_query(map),
+                FilterConfig::AddQuery(map) => filters.target.add_query(map),
+                FilterConfig::RemoveQuery(names) => filters.target.remove_query(names),
+                FilterConfig::DefaultHeader(map) => filters.request.extend(pairs(map, HeaderOp::Default)?),
+                FilterConfig::CopyHeader(map) => {
+                    for (from, to) in map {
+                        filters.request.push(HeaderOp::Copy(name(from)?, name(to)?));
+                    }
+                }
+                FilterConfig::SecurityHeaders(own) => filters.response.extend(security(own)?),
+                FilterConfig::Redirect(_) | FilterConfig::Respond(_) if filters.answer.is_some() => {
+                    return Err(FilterError("the request is answered already by a filter before".to_owned()));
+                }
+                FilterConfig::Redirect(RedirectConfig { to, status }) => {
+                    let known = [301, 302, 303, 307, 308].contains(status);
+                    let status = StatusCode::from_u16(*status).ok().filter(|_| known);
+                    let status =
+                        status.ok_or_else(|| FilterError("a redirect's status is 301, 302, 303, 307 or 308".into()))?;
+                    filters.answer = Some(Direct::Redirect(status, Template::try_new(to)?));
+                }
+                FilterConfig::Respond(answer) => {
+                    filters.answer = Some(Direct::Respond(Arc::new(Fallback::try_new(answer)?)));
+                }
                 FilterConfig::SetHeader(map) => filters.request.extend(pairs(map, HeaderOp::Set)?),
                 FilterConfig::AddHeader(map) => filters.request.extend(pairs(map, HeaderOp::Add)?),
                 FilterConfig::RemoveHeader(list) => filters.request.extend(names(list)?),
@@ -99,6 +186,51 @@ impl Filters {
             }
         }
         Ok(filters)
+    }
+
+    /// Whether a request is answered here, and needs no service.
+    pub fn answers(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    /// The names that are used of what a pattern has captured; `path` and `query` are known without one.
+    pub fn captures(&self) -> impl Iterator<Item = &str> {
+        let answer = match &self.answer {
+            Some(Direct::Redirect(_, template)) => Some(template),
+            Some(Direct::Respond(_)) | None => None,
+        };
+        let own = answer.into_iter().flat_map(Template::names).filter(|name| !["path", "query"].contains(name));
+        self.target.names().chain(own)
+    }
+
+    /// The path and query that the service gets; `None` when they stay as they are.
+    ///
+    /// # Errors
+    /// What is made of the request's is none.
+    pub fn target(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<PathAndQuery>, String> {
+        self.target.of(uri, pattern)
+    }
+
+    /// The answer to a request that goes to no service.
+    ///
+    /// # Errors
+    /// What is made of the request is no place.
+    pub fn answer(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<Arc<Fallback>>, String> {
+        let (status, template) = match &self.answer {
+            None => return Ok(None),
+            Some(Direct::Respond(answer)) => return Ok(Some(answer.clone())),
+            Some(Direct::Redirect(status, template)) => (*status, template),
+        };
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let place = template.fill(|name| match name {
+            "path" => Some(uri.path()),
+            "query" => Some(&query),
+            name => pattern?.captures(uri.path()).find(|(own, _)| *own == name).map(|(_, value)| value),
+        });
+        let place = HeaderValue::try_from(place).map_err(|error| error.to_string())?;
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::LOCATION, place);
+        Ok(Some(Arc::new(Fallback { status, headers, body: bytes::Bytes::new() })))
     }
 
     /// Changes a request's headers.
@@ -118,8 +250,36 @@ fn apply(ops: &[HeaderOp], headers: &mut HeaderMap) {
             HeaderOp::Set(name, value) => drop(headers.insert(name.clone(), value.clone())),
             HeaderOp::Add(name, value) => drop(headers.append(name.clone(), value.clone())),
             HeaderOp::Remove(name) => drop(headers.remove(name)),
+            HeaderOp::Default(name, value) => drop(headers.entry(name).or_insert_with(|| value.clone())),
+            HeaderOp::Copy(from, to) => {
+                let values: Vec<_> = headers.get_all(from).iter().cloned().collect();
+                if !values.is_empty() {
+                    headers.remove(to);
+                    for value in values {
+                        headers.append(to, value);
+                    }
+                }
+            }
         }
     }
+}
+
+/// What keeps browsers from harm, unless the service says otherwise: the OWASP Secure Headers Project's, which break no page that
+/// is served by https.
+const SECURITY: [(&str, &str); 6] = [
+    ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("content-security-policy", "default-src 'self'; object-src 'none'; frame-ancestors 'none'"),
+    ("x-permitted-cross-domain-policies", "none"),
+];
+
+fn security(own: &BTreeMap<String, String>) -> Result<Vec<HeaderOp>, FilterError> {
+    let given = |field: &str| own.keys().any(|key| key.eq_ignore_ascii_case(field));
+    let usual = SECURITY.iter().filter(|(field, _)| !given(field)).map(|(field, text)| (*field, *text));
+    let own = own.iter().map(|(field, text)| (&**field, &**text)).filter(|(_, text)| !matches!(*text, "" | "~"));
+    usual.chain(own).map(|(field, text)| Ok(HeaderOp::Default(name(field)?, value(text)?))).collect()
 }
 
 fn name(text: &str) -> Result<HeaderName, FilterError> {
@@ -197,10 +357,9 @@ mod tests {
         filters.on_request(&mut headers);
         let all: Vec<_> = headers.get_all("x-a").iter().collect();
         assert_eq!(all, ["1", "2"]);
-        assert_eq!(
-            (&headers["x-b"], headers.contains_key("x-c"), filters.strip_prefix),
-            (&HeaderValue::from(3), false, 2)
-        );
+        assert_eq!((&headers["x-b"], headers.contains_key("x-c")), (&HeaderValue::from(3), false));
+        let target = filters.target(&"/a/b/c?d".parse().unwrap(), None).unwrap();
+        assert_eq!(target.unwrap(), "/c?d");
     }
 
     #[test]

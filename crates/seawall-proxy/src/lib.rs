@@ -19,6 +19,7 @@ pub mod reject;
 mod send;
 pub mod server;
 pub mod status;
+mod target;
 pub mod upstream;
 
 pub use body::{RequestBody, ResponseBody};

@@ -87,6 +87,14 @@ impl Pattern {
         self.open || given.next().is_none()
     }
 
+    /// The names of what it captures.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Any(Some(name)) => Some(&**name),
+            Segment::Any(None) | Segment::Literal(_) => None,
+        })
+    }
+
     /// The segments before the first that is none of its own, for an index: every path that fits begins with them.
     pub fn literals(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().map_while(|segment| match segment {

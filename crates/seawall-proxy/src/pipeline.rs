@@ -101,6 +101,8 @@ pub struct Matched {
     pub service: ServiceName,
     /// The path and query that the service sees; `None` leaves them as they are.
     pub path: Option<PathAndQuery>,
+    /// The answer, for a request that needs no service; then the service is not asked.
+    pub answer: Option<Arc<Fallback>>,
 }
 
 /// A request whose headers are those of the next hop.
@@ -184,6 +186,11 @@ impl Pipeline {
                 return Rejection::unsent(reason, Arc::default(), detail).into_response();
             }
         };
+        if let Some(answer) = &matched.answer {
+            let mut response = answer.response();
+            matched.route.filters.on_response(response.headers_mut());
+            return response;
+        }
         let host = headers::host(&parts.uri, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(forwarding) = forwarding {

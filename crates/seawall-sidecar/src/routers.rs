@@ -18,7 +18,7 @@ pub(crate) struct Inbound {
 impl Inbound {
     pub(crate) fn new(service: ServiceName) -> Self {
         let route = Route { id: "inbound".into(), last_hop: true, ..Route::default() };
-        Self { matched: Matched { route: Arc::new(route), service, path: None } }
+        Self { matched: Matched { route: Arc::new(route), service, path: None, answer: None } }
     }
 }
 
@@ -73,7 +73,7 @@ impl Router for Outbound {
             None => PathAndQuery::try_from(rest),
         };
         let path = Some(rest.map_err(|error| bad(error.to_string()))?);
-        Ok(Matched { route: self.route.clone(), service, path })
+        Ok(Matched { route: self.route.clone(), service, path, answer: None })
     }
 }
 

@@ -119,7 +119,9 @@ impl Checker<'_> {
                 }
             }
             for (at, route) in gateway.routes.iter().enumerate() {
-                self.known(&["gateways", name.as_str(), "routes", &at.to_string(), "to"], &route.to);
+                if let Some(service) = &route.to {
+                    self.known(&["gateways", name.as_str(), "routes", &at.to_string(), "to"], service);
+                }
             }
             if gateway.workers == Some(0) {
                 self.at(&front, "workers", "`workers` is 0, allowed is 1 to 255".into());

@@ -91,3 +91,66 @@ fn mistakes_in_conditions_are_named() {
         );
     }
 }
+
+const FILTERS: &str = "
+control: { listen: CONTROL }
+gateways:
+  public:
+    listen: GATEWAY
+    routes:
+      - id: old
+        match: { path: '/old/{id}' }
+        filters: [ { redirect: { to: 'https://shop.example/orders/{id}{query}', status: 308 } }, { security_headers: {} } ]
+      - { id: robots, match: { path: /robots.txt }, filters: [ { respond: { status: 200, text: none } }, { set_response_header: { x-a: b } } ] }
+      - id: orders
+        match: { path: '/shop/{kind}/{id}/**' }
+        filters:
+          - set_path: '/v1/{kind}/of/{id}'
+          - set_query: { source: gateway }
+          - remove_query: [ debug ]
+        to: pages
+      - id: rewritten
+        match: { path: /** }
+        filters: [ { rewrite_path: { regex: '/x', to: '/..' } } ]
+        to: pages
+services: { pages: {} }
+";
+
+#[test]
+fn filters_change_what_the_service_sees_and_some_answer_by_themselves() {
+    let site = Site::new(FILTERS);
+    let pages = Participant::start(|seen| (200, seen.path.clone()));
+    let _control = site.control();
+    site.register("pages", "one", pages.addr);
+    let _gateway = site.start(&["gateway"]);
+    until("the gateway serves", || get(site.gateway, "/shop/a/7").status == 200);
+    let old = get(site.gateway, "/old/7?a=b");
+    assert_eq!((old.status, old.header("location")), (308, "https://shop.example/orders/7?a=b"), "{old:?}");
+    assert_eq!(old.header("x-content-type-options"), "nosniff");
+    let robots = get(site.gateway, "/robots.txt");
+    assert_eq!((robots.status, &*robots.body, robots.header("x-a")), (200, "none", "b"), "{robots:?}");
+    // With a body that nobody reads, and the connection still in order.
+    let put = send(site.gateway, "PUT", "/robots.txt", &[], "{}");
+    assert_eq!(put.status, 200);
+    assert_eq!(get(site.gateway, "/shop/tea/7/more?debug=1&x=2").body, "/v1/tea/of/7?x=2&source=gateway");
+    let walks = get(site.gateway, "/x/y");
+    assert_eq!(walks.status, 400, "{walks:?}");
+    let explained = site.run(&["route", "explain", "GET", "/shop/tea/7?debug=1"]);
+    let text = String::from_utf8_lossy(&explained.stdout).into_owned();
+    assert!(text.contains("the service sees /v1/tea/of/7?source=gateway"), "{text}");
+    let explained = site.run(&["route", "explain", "GET", "/old/7"]);
+    assert!(String::from_utf8_lossy(&explained.stdout).contains("answered here"));
+    for (route, says) in [
+        ("{ id: a, match: {} }", "the service is missing"),
+        ("{ id: a, match: { path: '/{x}' }, filters: [ { set_path: '/{y}' } ], to: pages }", "`{y}` is nothing that"),
+        ("{ id: a, match: {}, filters: [ { redirect: { to: /x, status: 201 } } ] }", "a redirect's status"),
+        ("{ id: a, match: {}, filters: [ { rewrite_path: { regex: a, to: $1 } } ], to: pages }", "has no group `1`"),
+    ] {
+        let site = Site::new(&format!(
+            "gateways: {{ public: {{ listen: GATEWAY, routes: [ {route} ] }} }}\nservices: {{ pages: {{}} }}\n"
+        ));
+        let output = site.run(&["config", "check"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && text.contains(says), "{route}: {text}");
+    }
+}

@@ -75,7 +75,8 @@ impl Proxy {
         let (trigger, drain) = seawall_drain::channel();
         let server = Server::bind(config).unwrap();
         let addr = server.addr();
-        let route = || ToApi(Matched { route: Arc::new(Route::default()), service: service(), path: None });
+        let route =
+            || ToApi(Matched { route: Arc::new(Route::default()), service: service(), path: None, answer: None });
         server.start(&upstreams, &drain, route).unwrap();
         Self { addr, upstreams, trigger }
     }
