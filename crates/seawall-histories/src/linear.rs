@@ -58,8 +58,8 @@ pub struct Operation<Q, A> {
     pub answered: Option<(Moment, A)>,
 }
 
-/// How much memory the states that are remembered may take, about, before the search is given up.
-const MOST: usize = 512 << 20;
+/// How many states are remembered before the search is given up: some hundred megabytes.
+const MOST: usize = 1 << 20;
 
 /// Nothing, when the history is linearizable; otherwise the operation before which every order failed, of those that came
 /// furthest. A history that takes too long to search is a violation, too: it has not been shown to be none.
@@ -95,6 +95,18 @@ struct Search<'a, M: Model> {
     bounded: Vec<usize>,
     /// All before this one are done.
     bound: usize,
+}
+
+/// An operation's own, as good as drawn at random. Vigna's SplitMix64, twice.
+fn number(index: usize) -> u128 {
+    let half = |seed: u64| {
+        let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u128::from(z ^ (z >> 31))
+    };
+    let seed = 2 * index as u64 + 1;
+    half(seed) << 64 | half(seed + 1)
 }
 
 /// The end of the list.
@@ -139,7 +151,9 @@ impl<'a, M: Model> Search<'a, M> {
     fn run(mut self) -> Result<(), String> {
         let mut state = self.model.first();
         let mut done = vec![0u64; self.operations.len().div_ceil(64)];
-        let most = MOST / (8 * done.len() + 100 + size_of::<M::State>());
+        // Of the operations that are done: each adds its own number, and takes it out again (Zobrist, 1970). Two sets that are not
+        // the same have the same sum once in 2^128.
+        let mut sum = 0u128;
         let mut tried = HashSet::new();
         let mut stack: Vec<(usize, M::State)> = Vec::new();
         let mut left = self.operations.iter().filter(|operation| operation.answered.is_some()).count();
@@ -155,6 +169,7 @@ impl<'a, M: Model> Search<'a, M> {
                 let Some((index, before)) = stack.pop() else { return Err(furthest.1) };
                 state = before;
                 done[index / 64] &= !(1 << (index % 64));
+                sum ^= number(index);
                 self.bound = self.bound.min(self.bounded[index]);
                 left += usize::from(self.operations[index].answered.is_some());
                 self.put_back(index);
@@ -167,18 +182,15 @@ impl<'a, M: Model> Search<'a, M> {
                 if self.model.reached(after) > self.least_bound(&done, index) {
                     return false;
                 }
-                done[index / 64] |= 1 << (index % 64);
-                let new = tried.insert((done.clone(), after.clone()));
-                if !new {
-                    done[index / 64] &= !(1 << (index % 64));
-                }
-                new
+                tried.insert((sum ^ number(index), after.clone()))
             });
             let Some(after) = after else {
                 node = self.next[node];
                 continue;
             };
-            if tried.len() > most {
+            done[index / 64] |= 1 << (index % 64);
+            sum ^= number(index);
+            if tried.len() > MOST {
                 return Err(format!("too many orders to try after {} operations", stack.len()));
             }
             stack.push((index, std::mem::replace(&mut state, after)));

@@ -15,6 +15,10 @@ use crate::process::{self, Running};
 
 /// Connections that the generator keeps open.
 const CONNECTIONS: &str = "64";
+/// How many routes the gateway has that has many.
+const ROUTES: usize = 10_000;
+/// What it has to keep of the throughput of one with a route alone.
+const KEPT: f64 = 0.95;
 /// Foreign processor time, as a share of one core, above which a run says little.
 const NOISY: f64 = 0.10;
 
@@ -47,7 +51,10 @@ pub(crate) fn run(rounds: usize, seconds: u64) -> anyhow::Result<()> {
     let (second, second_addr) = upstream()?;
     let upstreams = [first_addr, second_addr];
     let control = Control::start(&dir, &upstreams)?;
-    let mut cases = vec![gateway(&dir, &control)?, nginx(&dir, &upstreams)?, haproxy(&dir, &upstreams)?];
+    let many =
+        Gateway { name: "seawall, 10,000 routes", log: "seawall-many", file: &control.many, port: control.many_port };
+    let one = Gateway { name: "seawall gateway", log: "seawall", file: &control.file, port: control.gateway };
+    let mut cases = vec![one.start(&dir)?, nginx(&dir, &upstreams)?, haproxy(&dir, &upstreams)?, many.start(&dir)?];
     for case in &cases {
         reachable(&case.url).with_context(|| format!("{} does not serve", case.name))?;
         load(&case.url, 1)?;
@@ -90,7 +97,14 @@ fn report(cases: &[Case], rounds: usize, seconds: u64) -> anyhow::Result<()> {
         let worst = noisy.iter().copied().fold(0.0, f64::max) * 100.0;
         println!("\nToo noisy to be sure: other processes took up to {worst:.0}% of a core during a run.");
     }
-    let ours = &cases[0].figures;
+    let (ours, many) = (&cases[0].figures, &cases[3].figures);
+    let kept = many.rate.median() / ours.rate.median();
+    let met = if kept >= KEPT { "met" } else { "NOT met" };
+    println!(
+        "\n{ROUTES} routes keep {:.1}% of the throughput of one; the aim of {:.0}% is {met}.",
+        kept * 100.0,
+        KEPT * 100.0
+    );
     let compare = |unit, pick: fn(&Figures) -> &Samples| {
         cases[1..].iter().map(move |case| {
             let (ours, peer) = (pick(ours).median(), pick(&case.figures).median());
@@ -208,8 +222,8 @@ fn reachable(url: &str) -> anyhow::Result<()> {
 }
 
 /// Starts a proxy on the core that no one else uses.
-fn pinned(name: &'static str, program: &Path, args: &[&str], dir: &Path) -> anyhow::Result<Running> {
-    let log = std::fs::File::create(dir.join(format!("{}.log", name.split(' ').next().unwrap_or(name))))?;
+fn pinned(name: &'static str, log: &str, program: &Path, args: &[&str], dir: &Path) -> anyhow::Result<Running> {
+    let log = std::fs::File::create(dir.join(format!("{log}.log")))?;
     let mut command = Command::new("taskset");
     command.args(["-c", "0"]).arg(program).args(args).current_dir(dir);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -225,23 +239,29 @@ fn program(name: &str) -> PathBuf {
 struct Control {
     file: PathBuf,
     gateway: u16,
+    /// The same with many routes.
+    many: PathBuf,
+    many_port: u16,
     _process: Running,
 }
 
 impl Control {
     fn start(dir: &Path, upstreams: &[String]) -> anyhow::Result<Self> {
-        let [listen, gateway] = process::free_ports()?;
-        let file = dir.join("seawall.yaml");
-        std::fs::write(
-            &file,
+        let [listen, gateway, many_port] = process::free_ports()?;
+        let (file, many) = (dir.join("seawall.yaml"), dir.join("seawall-many.yaml"));
+        let yaml = |gateway: u16, more: &str| {
             format!(
                 "control: {{ listen: 127.0.0.1:{listen}, data: ./data, ttl: 1h }}\n\
                  policies:\n  default: {{ timeout: 5s, retry: {{ attempts: 2 }}, breaker: {{ failure_rate: 50% }} }}\n\
-                 gateways:\n  bench:\n    listen: 127.0.0.1:{gateway}\n    workers: 1\n    routes:\n      \
+                 gateways:\n  bench:\n    listen: 127.0.0.1:{gateway}\n    workers: 1\n    routes:\n{more}      \
                  - {{ id: all, match: {{ path: /api/** }}, filters: [{{ strip_prefix: 1 }}], to: api }}\n\
                  services: {{ api: {{}} }}\n"
-            ),
-        )?;
+            )
+        };
+        std::fs::write(&file, yaml(gateway, ""))?;
+        // Under the path that is asked for, before the one that takes it.
+        let more = |n| format!("      - {{ id: r{n}, match: {{ path: /api/team-{n}/things/** }}, to: api }}\n");
+        std::fs::write(&many, yaml(many_port, &(1..ROUTES).map(more).collect::<String>()))?;
         let log = std::fs::File::create(dir.join("control.log"))?;
         let mut command = Command::new("taskset");
         command.args(["-c", "1"]).arg(process::root().join("target/release/seawall"));
@@ -267,16 +287,26 @@ impl Control {
             }
             Ok(())
         })?;
-        Ok(Self { file, gateway, _process: process })
+        Ok(Self { file, gateway, many, many_port, _process: process })
     }
 }
 
-fn gateway(dir: &Path, control: &Control) -> anyhow::Result<Case> {
-    let binary = process::root().join("target/release/seawall");
-    let file = control.file.display().to_string();
-    let name = "seawall gateway";
-    let process = pinned(name, &binary, &["gateway", "bench", "--config", &file], dir)?;
-    Ok(Case { name, url: format!("http://127.0.0.1:{}/api/x", control.gateway), process, figures: Figures::default() })
+/// One of ours.
+struct Gateway<'a> {
+    name: &'static str,
+    log: &'static str,
+    file: &'a Path,
+    port: u16,
+}
+
+impl Gateway<'_> {
+    fn start(&self, dir: &Path) -> anyhow::Result<Case> {
+        let binary = process::root().join("target/release/seawall");
+        let file = self.file.display().to_string();
+        let process = pinned(self.name, self.log, &binary, &["gateway", "bench", "--config", &file], dir)?;
+        let url = format!("http://127.0.0.1:{}/api/x", self.port);
+        Ok(Case { name: self.name, url, process, figures: Figures::default() })
+    }
 }
 
 fn nginx(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
@@ -297,7 +327,8 @@ fn nginx(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
         ),
     )?;
     let file = config.display().to_string();
-    let process = pinned("nginx", &program("nginx"), &["-c", &file, "-e", &format!("{tmp}/nginx-error.log")], dir)?;
+    let process =
+        pinned("nginx", "nginx", &program("nginx"), &["-c", &file, "-e", &format!("{tmp}/nginx-error.log")], dir)?;
     Ok(Case { name: "nginx", url: format!("http://127.0.0.1:{port}/api/x"), process, figures: Figures::default() })
 }
 
@@ -315,6 +346,6 @@ fn haproxy(dir: &Path, upstreams: &[String]) -> anyhow::Result<Case> {
         ),
     )?;
     let file = config.display().to_string();
-    let process = pinned("haproxy", &program("haproxy"), &["-db", "-f", &file], dir)?;
+    let process = pinned("haproxy", "haproxy", &program("haproxy"), &["-db", "-f", &file], dir)?;
     Ok(Case { name: "HAProxy", url: format!("http://127.0.0.1:{port}/api/x"), process, figures: Figures::default() })
 }
