@@ -32,9 +32,12 @@ pub(super) struct Doubts(Mutex<Sessions>);
 
 #[derive(Debug, Default)]
 struct Sessions {
-    /// Those of which a claim was sent and not answered, with how many there were. Whoever sent one withdraws it sooner or
-    /// later, which takes its session out; so there are no more of them than withdrawals to come.
+    /// Those of which a claim was sent and not answered, with the number of the latest. Whoever sent one withdraws it sooner
+    /// or later, which takes its session out; so there are no more of them than withdrawals to come.
     in_doubt: HashMap<LeaseId, u64>,
+    /// How many doubts there were of all sessions. A number that came again would clear a later doubt with an earlier one's
+    /// answer.
+    arisen: u64,
     /// Those without doubts, as they were last read. What is not true any more is found out by a claim's condition.
     known: HashMap<LeaseId, Known>,
 }
@@ -79,14 +82,15 @@ impl Doubts {
         Attempt { doubts: self, lease, answered: false }
     }
 
-    fn of(&self, lease: LeaseId) -> u64 {
-        self.sessions().in_doubt.get(&lease).copied().unwrap_or(0)
+    /// The session's latest doubt.
+    fn of(&self, lease: LeaseId) -> Option<u64> {
+        self.sessions().in_doubt.get(&lease).copied()
     }
 
-    /// Nothing of the session that was in doubt when there were so many can come any more.
-    fn cleared(&self, lease: LeaseId, count: u64) {
+    /// Nothing of the session that was in doubt when this was its latest can come any more.
+    fn cleared(&self, lease: LeaseId, latest: Option<u64>) {
         let in_doubt = &mut self.sessions().in_doubt;
-        if in_doubt.get(&lease) == Some(&count) {
+        if latest.is_some() && in_doubt.get(&lease).copied() == latest {
             in_doubt.remove(&lease);
         }
     }
@@ -110,7 +114,9 @@ impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.answered {
             let mut sessions = self.doubts.sessions();
-            *sessions.in_doubt.entry(self.lease).or_default() += 1;
+            sessions.arisen += 1;
+            let number = sessions.arisen;
+            sessions.in_doubt.insert(self.lease, number);
             sessions.known.remove(&self.lease);
         }
     }
@@ -145,7 +151,7 @@ impl StoreBackend {
             return Ok(Settled { owner, condition: Compare::Modified(session_key(lease), modified) });
         }
         for _ in 0..TRIES {
-            let in_doubt = self.doubts.of(lease.id) > 0;
+            let in_doubt = self.doubts.of(lease.id).is_some();
             let (value, modified) = self.session_entry(lease).await?;
             if !in_doubt && value.by == self.instance.to_string() {
                 self.doubts.know(lease, &value.owner, modified);
@@ -162,12 +168,12 @@ impl StoreBackend {
     async fn settle(&self, lease: &StoreLease, keys: &[String]) -> Result<usize, BackendError> {
         for _ in 0..TRIES {
             self.doubts.forget(lease.id);
-            let count = self.doubts.of(lease.id);
+            let latest = self.doubts.of(lease.id);
             let (value, modified) = match self.session_entry(lease).await {
                 Ok(entry) => entry,
                 Err(error @ BackendError::NoSession { .. }) => {
                     // Without a session nothing is ever written for it.
-                    self.doubts.cleared(lease.id, count);
+                    self.doubts.cleared(lease.id, latest);
                     return Err(error);
                 }
                 Err(error) => return Err(error),
@@ -178,7 +184,7 @@ impl StoreBackend {
             let txn = Txn { then, ..Txn::default() }.when(Compare::Modified(session_key(lease), modified));
             let committed = writing(self.store.commit(txn)).await?;
             if committed.succeeded {
-                self.doubts.cleared(lease.id, count);
+                self.doubts.cleared(lease.id, latest);
                 return Ok(deleted(&committed.results));
             }
         }
@@ -202,7 +208,7 @@ impl StoreBackend {
         otherwise.push(session());
         let txn = Txn { compare: vec![Compare::Exists(keys[0].clone())], then, otherwise };
         // What is in doubt now may be done right after the deletion. That somebody clears it up meanwhile changes nothing.
-        let in_doubt = self.doubts.of(lease.id) > 0;
+        let in_doubt = self.doubts.of(lease.id).is_some();
         let committed = writing(self.store.commit(txn)).await?;
         let gone = usize::from(committed.succeeded || deleted(&committed.results) > 0);
         let session = match committed.results.last() {
@@ -233,13 +239,27 @@ mod tests {
     fn a_doubt_stays_until_it_is_cleared_after_it_arose() {
         let (doubts, lease) = (Doubts::default(), LeaseId(1));
         doubts.attempt(lease).answered();
-        assert_eq!(doubts.of(lease), 0);
+        assert_eq!(doubts.of(lease), None);
         drop(doubts.attempt(lease));
-        let seen = doubts.of(lease);
+        let first = doubts.of(lease);
         drop(doubts.attempt(lease));
-        doubts.cleared(lease, seen);
-        assert_eq!(doubts.of(lease), 2, "one has arisen since");
-        doubts.cleared(lease, 2);
-        assert_eq!((doubts.of(lease), doubts.sessions().in_doubt.len()), (0, 0));
+        doubts.cleared(lease, first);
+        let second = doubts.of(lease);
+        assert!(second > first, "one has arisen since");
+        doubts.cleared(lease, second);
+        assert_eq!((doubts.of(lease), doubts.sessions().in_doubt.len()), (None, 0));
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_clears_no_later_doubt() {
+        let (doubts, lease) = (Doubts::default(), LeaseId(1));
+        drop(doubts.attempt(lease));
+        // Two withdrawals see the same doubt. The first is answered, a claim is sent on what it has written and dropped, and
+        // then the second is answered.
+        let (one, other) = (doubts.of(lease), doubts.of(lease));
+        doubts.cleared(lease, one);
+        drop(doubts.attempt(lease));
+        doubts.cleared(lease, other);
+        assert!(doubts.of(lease).is_some());
     }
 }
