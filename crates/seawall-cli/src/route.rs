@@ -4,9 +4,8 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use http::{HeaderName, HeaderValue, Request, Uri};
-use seawall_gateway::{GatewayConfig, RouteConfig, RouteTable, Verdict};
+use seawall_gateway::{FilterConfig, GatewayConfig, RouteConfig, RouteTable, Verdict};
 use seawall_proxy::Asked;
-use seawall_proxy::filter::FilterConfig;
 use seawall_proxy::headers::Forwarding;
 
 use crate::process;
@@ -126,6 +125,7 @@ fn effect(filter: &FilterConfig) -> String {
         }
         FilterConfig::RemoveResponseHeader(names) => format!("the answer loses the headers {}", names.join(", ")),
         FilterConfig::SecurityHeaders(_) => "the answer gets the headers that keep browsers from harm".to_owned(),
+        FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),
         FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
         FilterConfig::Respond(answer) => format!("{} is answered", answer.status),
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use schemars::JsonSchema;
-use seawall_proxy::filter::{FallbackConfig, FilterConfig};
 use seawall_types::{Period, ServiceName};
 use serde::{Deserialize, Serialize};
+
+use crate::filter::{FallbackConfig, FilterConfig};
 
 /// One gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

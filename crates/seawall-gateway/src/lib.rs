@@ -1,11 +1,15 @@
 //! The front door: a table of routes on top of the data plane.
 
 mod config;
+mod filter;
 mod index;
 mod matcher;
+mod path;
 mod table;
+mod target;
 
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
+pub use filter::{FallbackConfig, FilterConfig, FilterError, RedirectConfig, RequestIdConfig, RewriteConfig};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;
@@ -50,7 +54,7 @@ pub enum GatewayError {
 #[derive(Debug)]
 pub struct Gateway {
     name: Arc<str>,
-    config: GatewayConfig,
+    table: RouteTable,
     server: Server,
 }
 
@@ -61,7 +65,7 @@ impl Gateway {
     /// [`GatewayError`].
     pub fn bind(name: &str, config: GatewayConfig) -> Result<Self, GatewayError> {
         let name: Arc<str> = name.into();
-        RouteTable::try_new(&config.routes, config.precedence)
+        let table = RouteTable::try_new(&config.routes, config.precedence)
             .map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
         let server = Server::bind(ServerConfig {
             name: format!("gateway {name}").into(),
@@ -71,7 +75,7 @@ impl Gateway {
             edge: Some(config.trusted_hops),
         })
         .map_err(|source| GatewayError::Listen { name: name.clone(), addr: config.listen, source })?;
-        Ok(Self { name, config, server })
+        Ok(Self { name, table, server })
     }
 
     /// Where it listens.
@@ -84,9 +88,8 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError::Start`].
     pub fn start(self, upstreams: &Upstreams, drain: &Drain) -> Result<(), GatewayError> {
-        let (name, routes, precedence) = (self.name, self.config.routes, self.config.precedence);
-        let table = move || RouteTable::try_new(&routes, precedence).expect("checked when it was bound");
-        self.server.start(upstreams, drain, table).map_err(|source| GatewayError::Start { name, source })
+        let (name, table) = (self.name, self.table);
+        self.server.start(upstreams, drain, || table.clone()).map_err(|source| GatewayError::Start { name, source })
     }
 }
 

@@ -11,9 +11,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use regex::Regex;
 use seawall_proxy::Asked;
-use seawall_proxy::path::Pattern;
 
 use crate::config::{MatchConfig, ValueConfig};
+use crate::path::Pattern;
 
 /// All that a route asks.
 #[derive(Debug)]

@@ -4,22 +4,37 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use seawall_proxy::filter::{Fallback, Filters};
 use seawall_proxy::reject::Reason;
 use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
 
 use crate::config::{Precedence, RouteConfig};
+use crate::filter::Filters;
 use crate::index::Index;
 use crate::matcher::{Chance, Matcher, Share, host};
 
-/// The routes of one gateway, in the order in which they are asked.
+/// The routes of one gateway, in the order in which they are asked. A clone shares all but what requests count up and down:
+/// that is each worker's own.
 #[derive(Debug)]
 pub struct RouteTable {
+    compiled: Arc<Compiled>,
+    /// As the entries.
+    routes: Vec<Arc<Route>>,
+}
+
+#[derive(Debug)]
+struct Compiled {
     entries: Vec<Entry>,
     index: Index,
     /// Whether any route takes but a share.
     shares: bool,
+}
+
+impl Clone for RouteTable {
+    fn clone(&self) -> Self {
+        let routes = self.routes.iter().map(|route| Arc::new(Route::clone(route))).collect();
+        Self { compiled: self.compiled.clone(), routes }
+    }
 }
 
 #[derive(Debug)]
@@ -28,6 +43,7 @@ struct Entry {
     at: usize,
     matcher: Matcher,
     service: ServiceName,
+    filters: Filters,
     route: Arc<Route>,
 }
 
@@ -76,9 +92,10 @@ impl RouteTable {
             let filters = Filters::try_new(&config.filters)
                 .map_err(|error| problem("filters", error.to_string()))
                 .unwrap_or_default();
-            let fallback = config.fallback.as_ref().and_then(|fallback| {
-                Fallback::try_new(fallback).map_err(|error| problem("fallback", error.to_string())).ok()
-            });
+            let fallback = config
+                .fallback
+                .as_ref()
+                .and_then(|fallback| fallback.compile().map_err(|error| problem("fallback", error.to_string())).ok());
             let Some(matcher) = Matcher::try_new(&config.matches, *share, &mut |field, what| {
                 problem(&format!("match.{field}"), what);
             }) else {
@@ -98,8 +115,9 @@ impl RouteTable {
                     continue;
                 }
             };
-            let route = Arc::new(Route { id: config.id.as_str().into(), filters, fallback, last_hop: false });
-            entries.push(Entry { at, matcher, service, route });
+            let steps = filters.steps();
+            let route = Arc::new(Route { id: config.id.as_str().into(), steps, fallback, last_hop: false });
+            entries.push(Entry { at, matcher, service, filters, route });
         }
         if precedence == Precedence::Specific {
             // Stable: among equals the first as they are written.
@@ -120,17 +138,21 @@ impl RouteTable {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Self { entries, index, shares: shares.iter().any(Option::is_some) })
+        let routes = entries.iter().map(|entry| entry.route.clone()).collect();
+        let compiled = Compiled { entries, index, shares: shares.iter().any(Option::is_some) };
+        Ok(Self { compiled: Arc::new(compiled), routes })
     }
 
     fn chance(&self) -> Chance {
-        Chance(if self.shares { fastrand::u64(..) } else { 0 })
+        Chance(if self.compiled.shares { fastrand::u64(..) } else { 0 })
     }
 
-    fn find(&self, asked: &Asked<'_>, chance: Chance) -> Option<&Entry> {
-        let host = if self.index.knows_hosts() { host(asked.parts) } else { None };
-        let candidates = self.index.candidates(host.as_deref(), asked.parts.uri.path());
-        candidates.map(|place| &self.entries[place]).find(|entry| entry.matcher.check(asked, chance).is_ok())
+    fn find(&self, asked: &Asked<'_>, chance: Chance) -> Option<(&Entry, &Arc<Route>)> {
+        let Compiled { entries, index, .. } = &*self.compiled;
+        let host = if index.knows_hosts() { host(asked.parts) } else { None };
+        let mut candidates = index.candidates(host.as_deref(), asked.parts.uri.path());
+        let place = candidates.find(|place| entries[*place].matcher.check(asked, chance).is_ok())?;
+        Some((&entries[place], &self.routes[place]))
     }
 
     /// What each route says, in the order in which they are asked, up to the one that takes the request. Of routes that take a
@@ -138,11 +160,11 @@ impl RouteTable {
     pub fn explain(&self, asked: &Asked<'_>) -> Vec<Verdict> {
         let chance = self.chance();
         let mut verdicts = Vec::new();
-        for entry in &self.entries {
+        for entry in &self.compiled.entries {
             let miss = entry.matcher.check(asked, chance).err();
             let why_not = miss.map(|miss| entry.matcher.describe(miss, asked));
             let takes = why_not.is_none();
-            let filters = &entry.route.filters;
+            let filters = &entry.filters;
             let target = match takes && !filters.answers() {
                 true => filters.target(&asked.parts.uri, entry.matcher.path.as_ref()),
                 false => Ok(None),
@@ -185,15 +207,15 @@ impl Router for RouteTable {
     fn route(&self, asked: &Asked<'_>) -> Result<Matched, RouteError> {
         let request = asked.parts;
         let given = request.uri.path();
-        let Some(entry) = self.find(asked, self.chance()) else {
+        let Some((entry, route)) = self.find(asked, self.chance()) else {
             let detail = format!("no route takes {} {given}", request.method);
             return Err(RouteError { reason: Reason::NoRoute, detail });
         };
         let wrong = |detail| RouteError { reason: Reason::BadRequest, detail };
-        let (filters, pattern) = (&entry.route.filters, entry.matcher.path.as_ref());
+        let (filters, pattern) = (&entry.filters, entry.matcher.path.as_ref());
         let answer = filters.answer(&request.uri, pattern).map_err(wrong)?;
         let path = if answer.is_some() { None } else { filters.target(&request.uri, pattern).map_err(wrong)? };
-        Ok(Matched { route: entry.route.clone(), service: entry.service.clone(), path, answer })
+        Ok(Matched { route: route.clone(), service: entry.service.clone(), path, answer })
     }
 }
 
@@ -432,7 +454,7 @@ mod tests {
         let mut counts = BTreeMap::<String, u32>::new();
         for seed in 0..10_000u64 {
             let entry = table.find(&Asked::new(&parts, None), Chance(seed)).unwrap();
-            *counts.entry(entry.route.id.to_string()).or_default() += 1;
+            *counts.entry(entry.0.route.id.to_string()).or_default() += 1;
         }
         assert!((6_700..7_300).contains(&counts["a"]) && !counts.contains_key("c"), "{counts:?}");
         let problems = super::RouteTable::try_new(

@@ -1,5 +1,6 @@
 //! The bodies that pass through: streamed, or whole when they may have to be sent again.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -21,10 +22,17 @@ pub enum BodyError {
     /// The upstream sent nothing for too long in the middle of a body.
     #[error("no data for {0:?}")]
     Stalled(Duration),
+    /// A filter could make nothing of it.
+    #[error("{0}")]
+    Filter(Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// A request's body that a filter has made.
+pub type MadeRequest = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send + Sync>>;
+type MadeResponse = Pin<Box<dyn Body<Data = Bytes, Error = BodyError> + Send>>;
+
 /// What is sent upstream.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub enum RequestBody {
     /// Nothing.
     #[default]
@@ -33,6 +41,8 @@ pub enum RequestBody {
     Whole(Bytes),
     /// It passes through once.
     Stream(Incoming),
+    /// A filter makes it on its way.
+    Made(MadeRequest),
 }
 
 impl RequestBody {
@@ -41,7 +51,23 @@ impl RequestBody {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Made(_) => None,
+        }
+    }
+
+    /// Whether it passes but once.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Stream(_) | Self::Made(_))
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("Empty"),
+            Self::Whole(bytes) => write!(f, "Whole({} bytes)", bytes.len()),
+            Self::Stream(_) => f.write_str("Stream"),
+            Self::Made(_) => f.write_str("Made"),
         }
     }
 }
@@ -60,9 +86,9 @@ impl From<Incoming> for RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match this {
             Self::Empty => Poll::Ready(None),
@@ -71,7 +97,8 @@ impl Body for RequestBody {
                 *this = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Stream(incoming) => Pin::new(incoming).poll_frame(context),
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(context).map_err(BodyError::from),
+            Self::Made(body) => body.as_mut().poll_frame(context),
         }
     }
 
@@ -80,6 +107,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Whole(_) => false,
             Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Made(body) => body.is_end_stream(),
         }
     }
 
@@ -88,6 +116,7 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(incoming) => incoming.size_hint(),
+            Self::Made(body) => body.size_hint(),
         }
     }
 }
@@ -103,10 +132,20 @@ pub struct ResponseBody {
     idle: Duration,
 }
 
-#[derive(Debug)]
 enum Source {
     Whole(Option<Bytes>),
     Stream(Incoming),
+    Made(MadeResponse),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whole(_) => "Whole",
+            Self::Stream(_) => "Stream",
+            Self::Made(_) => "Made",
+        })
+    }
 }
 
 impl ResponseBody {
@@ -115,6 +154,11 @@ impl ResponseBody {
         let bytes = bytes.into();
         let source = Source::Whole((!bytes.is_empty()).then_some(bytes));
         Self { source, record: None, stall: None, idle: Duration::MAX }
+    }
+
+    /// A body that a filter makes, of another one as a rule: that one's call is under way until it is dropped or has ended.
+    pub fn made(body: impl Body<Data = Bytes, Error = BodyError> + Send + 'static) -> Self {
+        Self { source: Source::Made(Box::pin(body)), record: None, stall: None, idle: Duration::MAX }
     }
 
     /// An upstream's answer; `record` is told of its end, and a silence longer than `idle` breaks it off.
@@ -162,6 +206,7 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         let incoming = match &mut this.source {
             Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Made(body) => return body.as_mut().poll_frame(context),
             Source::Stream(incoming) => incoming,
         };
         match Pin::new(incoming).poll_frame(context) {
@@ -201,6 +246,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Whole(bytes) => bytes.is_none(),
             Source::Stream(incoming) => incoming.is_end_stream(),
+            Source::Made(body) => body.is_end_stream(),
         }
     }
 
@@ -208,6 +254,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Source::Stream(incoming) => incoming.size_hint(),
+            Source::Made(body) => body.size_hint(),
         }
     }
 }

@@ -72,7 +72,12 @@ impl CallError {
 impl Client {
     /// A client of its own connections.
     pub fn new(upstreams: Upstreams) -> Self {
-        Self { pipeline: Arc::new(Pipeline::new(View::new(upstreams))), route: Arc::default() }
+        Self::of(Arc::new(Pipeline::new(View::new(upstreams))))
+    }
+
+    /// A client of a worker's connections.
+    pub(crate) fn of(pipeline: Arc<Pipeline>) -> Self {
+        Self { pipeline, route: Arc::default() }
     }
 
     /// Makes one call and reads the whole answer, at most 4 MiB. The policy's timeout bounds both, the body too. A dropped
@@ -124,7 +129,7 @@ impl Client {
             headers::set_timeout(request.headers_mut(), given);
         }
         let matched = Matched { route: self.route.clone(), service: service.clone(), path: None, answer: None };
-        let response = self.pipeline.call(matched, request.map(Into::into), arrived).await.map_err(CallError)?;
+        let response = self.pipeline.call(&matched, request.map(Into::into), arrived).await.map_err(CallError)?;
         let own = self.pipeline.timeout_of(service);
         let limit = own.min(given);
         Ok(response.map(|body| Answer { body, until: arrived + limit, limit, callers: given < own }))

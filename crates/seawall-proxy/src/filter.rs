@@ -1,257 +1,88 @@
-//! What a route changes on the way through.
+//! Filters: what stands between a route and its service. A request passes a route's steps from the first to the last, its
+//! answer from the last to the first.
+//!
+//! Most steps change a header and cost nothing else. Whatever waits, answers by itself, or looks into bodies is a [`Filter`]
+//! around all that comes after it.
 
-use std::str::FromStr;
-
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{Response, StatusCode, Uri};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::body::ResponseBody;
-use crate::path::Pattern;
-use crate::target::{Target, Template};
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
 
-/// One step of a route, as it is written: `- strip_prefix: 1`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FilterConfig {
-    /// Removes this many segments from the front of the path.
-    StripPrefix(u8),
-    /// Sets request headers, replacing what is there.
-    SetHeader(BTreeMap<String, String>),
-    /// Adds request headers beside what is there.
-    AddHeader(BTreeMap<String, String>),
-    /// Removes request headers.
-    RemoveHeader(Vec<String>),
-    /// Sets response headers, replacing what is there.
-    SetResponseHeader(BTreeMap<String, String>),
-    /// Adds response headers beside what is there.
-    AddResponseHeader(BTreeMap<String, String>),
-    /// Removes response headers.
-    RemoveResponseHeader(Vec<String>),
-    /// Sets request headers that are not there.
-    DefaultHeader(BTreeMap<String, String>),
-    /// Gives the request the header on the right with the values of the one on the left, if that is there.
-    CopyHeader(BTreeMap<String, String>),
-    /// Sets response headers that are not there, those that keep browsers from harm: which, and to what, may be said; nothing but
-    /// `~` or an empty text leaves one out.
-    SecurityHeaders(BTreeMap<String, String>),
-    /// Puts segments before the path: `/v1`.
-    PrefixPath(String),
-    /// Replaces the path: `/orders/{id}`, with what the route's pattern has captured.
-    SetPath(String),
-    /// Replaces what a regular expression finds in the path.
-    RewritePath(RewriteConfig),
-    /// Sets parameters of the query, replacing what is there.
-    SetQuery(BTreeMap<String, String>),
-    /// Adds parameters beside those that are there.
-    AddQuery(BTreeMap<String, String>),
-    /// Removes parameters.
-    RemoveQuery(Vec<String>),
-    /// Sends the client elsewhere. Nothing else is asked.
-    Redirect(RedirectConfig),
-    /// Answers by itself. Nothing else is asked.
-    Respond(FallbackConfig),
+use crate::body::{RequestBody, ResponseBody};
+use crate::client::Client;
+use crate::pipeline::{Matched, Pipeline};
+
+/// Something around all steps that come after it: it may pass the request on, change it before and the answer after, answer
+/// by itself, or ask elsewhere first. One value serves all requests of its route, on all workers.
+///
+/// ```
+/// use http::{Request, Response};
+/// use seawall_proxy::filter::{Answering, Filter, Next};
+/// use seawall_proxy::{RequestBody, ResponseBody};
+///
+/// #[derive(Debug)]
+/// struct Stamp;
+///
+/// impl Filter for Stamp {
+///     fn call<'a>(&'a self, request: Request<RequestBody>, next: Next<'a>) -> Answering<'a> {
+///         Box::pin(async move {
+///             let mut response = next.run(request).await;
+///             response.headers_mut().insert("x-stamp", "1".parse().expect("a value"));
+///             response
+///         })
+///     }
+/// }
+/// ```
+pub trait Filter: fmt::Debug + Send + Sync + 'static {
+    /// The answer to a request. What comes after is [`Next::run`]. The future is dropped when the client has gone.
+    fn call<'a>(&'a self, request: Request<RequestBody>, next: Next<'a>) -> Answering<'a>;
 }
 
-/// Where a client is sent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RedirectConfig {
-    /// `https://shop.example{path}{query}`: with `{path}`, `{query}` (its `?` included) and what the pattern has captured.
-    pub to: String,
-    /// 301, 302, 303, 307 or 308. Default 302.
-    #[serde(default = "found")]
-    pub status: u16,
+/// An answer on its way.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send + 'a>>;
+
+/// One step of a route.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Changes the request's headers.
+    Request(HeaderOp),
+    /// Changes the answer's headers.
+    Response(HeaderOp),
+    /// Everything else.
+    Around(Arc<dyn Filter>),
 }
 
-const fn found() -> u16 {
-    302
-}
-
-/// What becomes of a path.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RewriteConfig {
-    /// What is looked for, everywhere in the path.
-    pub regex: String,
-    /// What stands there instead: `$1` and `${name}` are its groups.
-    pub to: String,
-}
-
-/// The answer when the service cannot give one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FallbackConfig {
-    /// The status. Default 503.
-    #[serde(default = "unavailable")]
-    #[schemars(range(min = 200, max = 599))]
-    pub status: u16,
-    /// The body, as JSON.
-    #[serde(default)]
-    pub json: Option<serde_json::Value>,
-    /// The body, as text.
-    #[serde(default)]
-    pub text: Option<String>,
-    /// More headers.
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-}
-
-const fn unavailable() -> u16 {
-    503
-}
-
-/// What is wrong with a filter or a fallback, said about the part that is at fault.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct FilterError(pub(crate) String);
-
-/// A route's filters, ready to run.
-#[derive(Clone, Debug, Default)]
-pub struct Filters {
-    target: Target,
-    request: Vec<HeaderOp>,
-    response: Vec<HeaderOp>,
-    answer: Option<Direct>,
-}
-
+/// One change of headers.
 #[derive(Clone, Debug, PartialEq)]
-enum HeaderOp {
+pub enum HeaderOp {
+    /// Replaces what is there.
     Set(HeaderName, HeaderValue),
+    /// Stands beside what is there.
     Add(HeaderName, HeaderValue),
+    /// Takes it away.
     Remove(HeaderName),
+    /// Only if it is not there.
     Default(HeaderName, HeaderValue),
+    /// Gives the second the values of the first, if that is there.
     Copy(HeaderName, HeaderName),
 }
 
-/// An answer without a service.
-#[derive(Clone, Debug)]
-enum Direct {
-    Redirect(StatusCode, Template),
-    Respond(Arc<Fallback>),
-}
-
-impl Filters {
-    /// Checks and compiles what is written.
-    ///
-    /// # Errors
-    /// [`FilterError`] for a name or value that is not one of a header, or a header that the proxy itself keeps.
-    pub fn try_new(config: &[FilterConfig]) -> Result<Self, FilterError> {
-        type Make = fn(HeaderName, HeaderValue) -> HeaderOp;
-        let mut filters = Self::default();
-        let pairs = |map: &BTreeMap<String, String>, make: Make| {
-            map.iter().map(|(n, v)| Ok(make(name(n)?, value(v)?))).collect::<Result<Vec<_>, FilterError>>()
-        };
-        let names =
-            |list: &[String]| list.iter().map(|n| Ok(HeaderOp::Remove(name(n)?))).collect::<Result<Vec<_>, _>>();
-        for filter in config {
-            match filter {
-                FilterConfig::StripPrefix(segments) => filters.target.strip(*segments),
-                FilterConfig::PrefixPath(prefix) => filters.target.prefix(prefix)?,
-                FilterConfig::SetPath(template) => filters.target.set(template)?,
-                FilterConfig::RewritePath(RewriteConfig { regex, to }) => filters.target.rewrite(regex, to)?,
-                FilterConfig::SetQuery(map) => filters.target.set_query(map),
-                FilterConfig::AddQuery(map) => filters.target.add_query(map),
-                FilterConfig::RemoveQuery(names) => filters.target.remove_query(names),
-                FilterConfig::DefaultHeader(map) => filters.request.extend(pairs(map, HeaderOp::Default)?),
-                FilterConfig::CopyHeader(map) => {
-                    for (from, to) in map {
-                        filters.request.push(HeaderOp::Copy(name(from)?, name(to)?));
-                    }
-                }
-                FilterConfig::SecurityHeaders(own) => filters.response.extend(security(own)?),
-                FilterConfig::Redirect(_) | FilterConfig::Respond(_) if filters.answer.is_some() => {
-                    return Err(FilterError("the request is answered already by a filter before".to_owned()));
-                }
-                FilterConfig::Redirect(RedirectConfig { to, status }) => {
-                    let known = [301, 302, 303, 307, 308].contains(status);
-                    let status = StatusCode::from_u16(*status).ok().filter(|_| known);
-                    let status =
-                        status.ok_or_else(|| FilterError("a redirect's status is 301, 302, 303, 307 or 308".into()))?;
-                    filters.answer = Some(Direct::Redirect(status, Template::try_new(to)?));
-                }
-                FilterConfig::Respond(answer) => {
-                    filters.answer = Some(Direct::Respond(Arc::new(Fallback::try_new(answer)?)));
-                }
-                FilterConfig::SetHeader(map) => filters.request.extend(pairs(map, HeaderOp::Set)?),
-                FilterConfig::AddHeader(map) => filters.request.extend(pairs(map, HeaderOp::Add)?),
-                FilterConfig::RemoveHeader(list) => filters.request.extend(names(list)?),
-                FilterConfig::SetResponseHeader(map) => filters.response.extend(pairs(map, HeaderOp::Set)?),
-                FilterConfig::AddResponseHeader(map) => filters.response.extend(pairs(map, HeaderOp::Add)?),
-                FilterConfig::RemoveResponseHeader(list) => filters.response.extend(names(list)?),
-            }
-        }
-        Ok(filters)
-    }
-
-    /// Whether a request is answered here, and needs no service.
-    pub fn answers(&self) -> bool {
-        self.answer.is_some()
-    }
-
-    /// The names that are used of what a pattern has captured; `path` and `query` are known without one.
-    pub fn captures(&self) -> impl Iterator<Item = &str> {
-        let answer = match &self.answer {
-            Some(Direct::Redirect(_, template)) => Some(template),
-            Some(Direct::Respond(_)) | None => None,
-        };
-        let own = answer.into_iter().flat_map(Template::names).filter(|name| !["path", "query"].contains(name));
-        self.target.names().chain(own)
-    }
-
-    /// The path and query that the service gets; `None` when they stay as they are.
-    ///
-    /// # Errors
-    /// What is made of the request's is none.
-    pub fn target(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<PathAndQuery>, String> {
-        self.target.of(uri, pattern)
-    }
-
-    /// The answer to a request that goes to no service.
-    ///
-    /// # Errors
-    /// What is made of the request is no place.
-    pub fn answer(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<Arc<Fallback>>, String> {
-        let (status, template) = match &self.answer {
-            None => return Ok(None),
-            Some(Direct::Respond(answer)) => return Ok(Some(answer.clone())),
-            Some(Direct::Redirect(status, template)) => (*status, template),
-        };
-        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let place = template.fill(|name| match name {
-            "path" => Some(uri.path()),
-            "query" => Some(&query),
-            name => pattern?.captures(uri.path()).find(|(own, _)| *own == name).map(|(_, value)| value),
-        });
-        let place = HeaderValue::try_from(place).map_err(|error| error.to_string())?;
-        let mut headers = HeaderMap::new();
-        headers.insert(http::header::LOCATION, place);
-        Ok(Some(Arc::new(Fallback { status, headers, body: bytes::Bytes::new() })))
-    }
-
-    /// Changes a request's headers.
-    pub fn on_request(&self, headers: &mut HeaderMap) {
-        apply(&self.request, headers);
-    }
-
-    /// Changes a response's headers.
-    pub fn on_response(&self, headers: &mut HeaderMap) {
-        apply(&self.response, headers);
-    }
-}
-
-fn apply(ops: &[HeaderOp], headers: &mut HeaderMap) {
-    for op in ops {
-        match op {
-            HeaderOp::Set(name, value) => drop(headers.insert(name.clone(), value.clone())),
-            HeaderOp::Add(name, value) => drop(headers.append(name.clone(), value.clone())),
-            HeaderOp::Remove(name) => drop(headers.remove(name)),
-            HeaderOp::Default(name, value) => drop(headers.entry(name).or_insert_with(|| value.clone())),
-            HeaderOp::Copy(from, to) => {
+impl HeaderOp {
+    /// Makes it.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        match self {
+            Self::Set(name, value) => drop(headers.insert(name.clone(), value.clone())),
+            Self::Add(name, value) => drop(headers.append(name.clone(), value.clone())),
+            Self::Remove(name) => drop(headers.remove(name)),
+            Self::Default(name, value) => drop(headers.entry(name).or_insert_with(|| value.clone())),
+            Self::Copy(from, to) => {
                 let values: Vec<_> = headers.get_all(from).iter().cloned().collect();
                 if !values.is_empty() {
                     headers.remove(to);
@@ -264,113 +95,93 @@ fn apply(ops: &[HeaderOp], headers: &mut HeaderMap) {
     }
 }
 
-/// What keeps browsers from harm, unless the service says otherwise: the OWASP Secure Headers Project's, which break no page that
-/// is served by https.
-const SECURITY: [(&str, &str); 6] = [
-    ("strict-transport-security", "max-age=31536000; includeSubDomains"),
-    ("x-content-type-options", "nosniff"),
-    ("x-frame-options", "DENY"),
-    ("referrer-policy", "no-referrer"),
-    ("content-security-policy", "default-src 'self'; object-src 'none'; frame-ancestors 'none'"),
-    ("x-permitted-cross-domain-policies", "none"),
-];
-
-fn security(own: &BTreeMap<String, String>) -> Result<Vec<HeaderOp>, FilterError> {
-    let given = |field: &str| own.keys().any(|key| key.eq_ignore_ascii_case(field));
-    let usual = SECURITY.iter().filter(|(field, _)| !given(field)).map(|(field, text)| (*field, *text));
-    let own = own.iter().map(|(field, text)| (&**field, &**text)).filter(|(_, text)| !matches!(*text, "" | "~"));
-    usual.chain(own).map(|(field, text)| Ok(HeaderOp::Default(name(field)?, value(text)?))).collect()
+/// What is known of a request that has found its route.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) matched: Matched,
+    pub(crate) arrived: Instant,
+    pub(crate) client: Option<IpAddr>,
 }
 
-fn name(text: &str) -> Result<HeaderName, FilterError> {
-    let name = HeaderName::from_str(text).map_err(|_| FilterError(format!("`{text}` is not a header name")))?;
-    // Changing these would change where a message ends.
-    const FRAMING: [&str; 5] = ["content-length", "transfer-encoding", "connection", "te", "upgrade"];
-    if FRAMING.contains(&name.as_str()) {
-        return Err(FilterError(format!("`{text}` frames the message and cannot be changed by a filter")));
-    }
-    Ok(name)
+/// The steps that are still to come, and the service after them.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    pub(crate) pipeline: &'a Arc<Pipeline>,
+    pub(crate) exchange: &'a Exchange,
+    pub(crate) steps: &'a [Step],
 }
 
-fn value(text: &str) -> Result<HeaderValue, FilterError> {
-    HeaderValue::from_str(text).map_err(|_| FilterError(format!("`{text}` is not a header value")))
-}
-
-/// A fallback, ready to be given.
-#[derive(Clone, Debug)]
-pub struct Fallback {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: bytes::Bytes,
-}
-
-impl Fallback {
-    /// Checks and compiles what is written.
-    ///
-    /// # Errors
-    /// [`FilterError`] for a status outside 200 to 599, a bad header, or both kinds of body.
-    pub fn try_new(config: &FallbackConfig) -> Result<Self, FilterError> {
-        let status = StatusCode::from_u16(config.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
-        let status = status.ok_or_else(|| FilterError(format!("status {} is not from 200 to 599", config.status)))?;
-        let mut headers = HeaderMap::new();
-        let (kind, body) = match (&config.json, &config.text) {
-            (Some(_), Some(_)) => return Err(FilterError("give either `json` or `text`, not both".into())),
-            (Some(json), None) => ("application/json", json.to_string()),
-            (None, Some(text)) => ("text/plain; charset=utf-8", text.clone()),
-            (None, None) => ("text/plain; charset=utf-8", String::new()),
-        };
-        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        for (field, text) in &config.headers {
-            headers.insert(name(field)?, value(text)?);
+impl<'a> Next<'a> {
+    /// The answer of what comes after. May be asked more than once.
+    pub async fn run(self, mut request: Request<RequestBody>) -> Response<ResponseBody> {
+        for (at, step) in self.steps.iter().enumerate() {
+            match step {
+                Step::Request(op) => op.apply(request.headers_mut()),
+                Step::Response(_) => {}
+                Step::Around(filter) => {
+                    let next = Self { steps: &self.steps[at + 1..], ..self };
+                    let mut response = filter.call(request, next).await;
+                    on_response(&self.steps[..at], response.headers_mut());
+                    return response;
+                }
+            }
         }
-        Ok(Self { status, headers, body: body.into() })
+        let mut response = self.pipeline.end(self.exchange, request).await;
+        on_response(self.steps, response.headers_mut());
+        response
     }
 
+    /// Whose request it is, at the edge; see [`Asked::client`](crate::Asked::client).
+    pub fn client(&self) -> Option<IpAddr> {
+        self.exchange.client
+    }
+
+    /// The route's name.
+    pub fn route(&self) -> &'a str {
+        &self.exchange.matched.route.id
+    }
+
+    /// The service that the request goes to.
+    pub fn service(&self) -> &'a str {
+        self.exchange.matched.service.as_str()
+    }
+
+    /// When the request came.
+    pub fn arrived(&self) -> Instant {
+        self.exchange.arrived
+    }
+
+    /// For calls to other services, under their policies; may outlive the request.
+    pub fn caller(&self) -> Client {
+        Client::of(self.pipeline.clone())
+    }
+}
+
+fn on_response(steps: &[Step], headers: &mut HeaderMap) {
+    for step in steps.iter().rev() {
+        if let Step::Response(op) = step {
+            op.apply(headers);
+        }
+    }
+}
+
+/// An answer that is always the same.
+#[derive(Clone, Debug, Default)]
+pub struct Fixed {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Fixed {
     /// The answer.
     pub fn response(&self) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::whole(self.body.clone()));
         *response.status_mut() = self.status;
         response.headers_mut().clone_from(&self.headers);
         response
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_are_set_added_and_removed_in_order() {
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let filters = Filters::try_new(&[
-            FilterConfig::AddHeader(map(&[("x-a", "2")])),
-            FilterConfig::SetHeader(map(&[("x-b", "3")])),
-            FilterConfig::RemoveHeader(vec!["x-c".into()]),
-            FilterConfig::StripPrefix(2),
-            FilterConfig::SetResponseHeader(map(&[("x-d", "4")])),
-        ])
-        .unwrap();
-        let mut headers = HeaderMap::new();
-        for name in ["x-a", "x-b", "x-c"] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
-        }
-        filters.on_request(&mut headers);
-        let all: Vec<_> = headers.get_all("x-a").iter().collect();
-        assert_eq!(all, ["1", "2"]);
-        assert_eq!((&headers["x-b"], headers.contains_key("x-c")), (&HeaderValue::from(3), false));
-        let target = filters.target(&"/a/b/c?d".parse().unwrap(), None).unwrap();
-        assert_eq!(target.unwrap(), "/c?d");
-    }
-
-    #[test]
-    fn what_would_break_a_message_is_refused() {
-        for (name, value) in [("content-length", "3"), ("bad name", "x"), ("x", "a\r\nb"), ("", "x")] {
-            let map = [(name.to_owned(), value.to_owned())].into();
-            assert!(Filters::try_new(&[FilterConfig::SetHeader(map)]).is_err(), "{name}");
-        }
-        let fallback = |text: &str| Fallback::try_new(&serde_json::from_str(text).unwrap());
-        assert!(fallback(r#"{"status": 99}"#).is_err());
-        assert!(fallback(r#"{"json": {}, "text": ""}"#).is_err());
-        assert_eq!(fallback(r#"{"json": {"a": 1}}"#).unwrap().response().status(), 503);
     }
 }

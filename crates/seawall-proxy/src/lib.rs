@@ -12,14 +12,12 @@ pub mod client;
 pub mod filter;
 pub mod headers;
 pub mod metrics;
-pub mod path;
 pub mod pipeline;
 mod pool;
 pub mod reject;
 mod send;
 pub mod server;
 pub mod status;
-mod target;
 pub mod upstream;
 
 pub use body::{RequestBody, ResponseBody};

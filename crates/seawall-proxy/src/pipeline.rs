@@ -31,7 +31,7 @@ use tokio::time::timeout_at;
 use crate::attempt::Attempt;
 use crate::balance;
 use crate::body::{RequestBody, ResponseBody};
-use crate::filter::{Fallback, Filters};
+use crate::filter::{Exchange, Fixed, Next, Step};
 use crate::headers::{self, Forwarding};
 use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::send;
@@ -80,14 +80,14 @@ pub struct RouteError {
 }
 
 /// What a route does to its requests.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Route {
     /// Its name in the file.
     pub id: Box<str>,
-    /// What it changes on the way.
-    pub filters: Filters,
+    /// What stands between it and its service.
+    pub steps: Vec<Step>,
     /// What is answered when the service cannot.
-    pub fallback: Option<Fallback>,
+    pub fallback: Option<Fixed>,
     /// The next hop is the service itself, in whose mouth Seawall's own words mean nothing.
     pub last_hop: bool,
 }
@@ -102,7 +102,7 @@ pub struct Matched {
     /// The path and query that the service sees; `None` leaves them as they are.
     pub path: Option<PathAndQuery>,
     /// The answer, for a request that needs no service; then the service is not asked.
-    pub answer: Option<Arc<Fallback>>,
+    pub answer: Option<Arc<Fixed>>,
 }
 
 /// A request whose headers are those of the next hop.
@@ -172,7 +172,7 @@ impl Pipeline {
     ///
     /// Cancel safe: dropped when the client has gone, it gives back everything it holds.
     pub async fn handle(
-        &self,
+        self: &Arc<Self>,
         router: &impl Router,
         request: Request<Incoming>,
         forwarding: Option<&Forwarding>,
@@ -186,20 +186,27 @@ impl Pipeline {
                 return Rejection::unsent(reason, Arc::default(), detail).into_response();
             }
         };
-        if let Some(answer) = &matched.answer {
-            let mut response = answer.response();
-            matched.route.filters.on_response(response.headers_mut());
-            return response;
-        }
+        let route = matched.route.clone();
+        // Worked out before the headers are ours, and only for those who may ask.
+        let waits = route.steps.iter().any(|step| matches!(step, Step::Around(_)));
+        let client = forwarding.filter(|_| waits).map(|forwarding| forwarding.client(&parts.headers));
         let host = headers::host(&parts.uri, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(forwarding) = forwarding {
             forwarding.apply(&mut parts.headers, host);
         }
-        matched.route.filters.on_request(&mut parts.headers);
-        let route = matched.route.clone();
-        let result = self.call(matched, Request::from_parts(parts, body.into()), arrived).await;
-        answer(&route, result)
+        let exchange = Exchange { matched, arrived, client };
+        let next = Next { pipeline: self, exchange: &exchange, steps: &route.steps };
+        next.run(Request::from_parts(parts, body.into())).await
+    }
+
+    /// What is after the last step: the service, or the answer that stands for it.
+    pub(crate) async fn end(&self, exchange: &Exchange, request: Request<RequestBody>) -> Response<ResponseBody> {
+        let Exchange { matched, arrived, .. } = exchange;
+        match &matched.answer {
+            Some(answer) => answer.response(),
+            None => answer(&matched.route, self.call(matched, request, *arrived).await),
+        }
     }
 
     /// Calls a service under its policies: everything between the routing and the answer.
@@ -209,7 +216,7 @@ impl Pipeline {
     /// request.
     pub async fn call(
         &self,
-        matched: Matched,
+        matched: &Matched,
         request: Request<RequestBody>,
         arrived: Instant,
     ) -> Result<Response<ResponseBody>, Rejection> {
@@ -273,7 +280,7 @@ impl Pipeline {
         for attempt in 1.. {
             let last = attempt >= guard.retry.config().attempts;
             let spare = if last { None } else { again(&request) };
-            let twice = repeatable && !matches!(request.body(), RequestBody::Stream(_));
+            let twice = repeatable && !request.body().passes();
             let (result, arrived) = match guard.hedge.get().filter(|_| twice) {
                 Some(hedge) => Box::pin(self.hedged(hedge, &upstream, request, &call)).await,
                 None => (self.attempt(&upstream, request, &call).await, false),
@@ -474,7 +481,7 @@ fn route(router: &impl Router, asked: &Asked<'_>) -> Result<Matched, RouteError>
 }
 
 /// `/a/../b` may mean one thing to the router and another to the service; it is refused, its dots or slashes encoded or not.
-pub(crate) fn has_dot_segment(path: &str) -> bool {
+pub fn has_dot_segment(path: &str) -> bool {
     let walks = |path: &str| path.split('/').any(|segment| segment == "." || segment == "..");
     if !path.contains("%2") {
         return path.contains("/.") && walks(path);
@@ -486,7 +493,7 @@ pub(crate) fn has_dot_segment(path: &str) -> bool {
 /// Makes the request one for the next hop: deadline, headers, path, and a body that can be sent again if it is small.
 async fn prepare(
     upstream: Arc<Upstream>,
-    matched: Matched,
+    matched: &Matched,
     request: Request<RequestBody>,
     arrived: Instant,
 ) -> Result<Prepared, Rejection> {
@@ -498,13 +505,13 @@ async fn prepare(
     let priority = headers::priority(&parts.headers);
     parts.headers.remove(EXPECT);
     parts.headers.insert(HOST, upstream.host.clone());
-    let path = matched.path.or_else(|| parts.uri.path_and_query().cloned());
+    let path = matched.path.clone().or_else(|| parts.uri.path_and_query().cloned());
     parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     parts.version = Version::HTTP_11;
     let repeatable = parts.method.is_idempotent() || parts.headers.contains_key(header::IDEMPOTENCY_KEY);
-    if let RequestBody::Stream(incoming) = body {
+    if body.passes() {
         body = if upstream.guard.may_repeat() && is_small(&parts) {
-            match timeout_at(deadline.at.into(), incoming.collect()).await {
+            match timeout_at(deadline.at.into(), body.collect()).await {
                 Ok(Ok(whole)) => RequestBody::Whole(whole.to_bytes()),
                 Ok(Err(error)) => {
                     let detail = format!("the request's body broke off: {error}");
@@ -516,11 +523,11 @@ async fn prepare(
                 }
             }
         } else {
-            if incoming.size_hint().exact().is_none() {
+            if body.size_hint().exact().is_none() {
                 // hyper takes a GET of unknown length for one without a body.
                 parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
-            RequestBody::Stream(incoming)
+            body
         };
     }
     let call = Call { deadline, priority, trace, tried: Mutex::default() };
@@ -608,7 +615,7 @@ async fn trouble(upstream: &Upstream, until: Instant) -> Trouble {
 
 /// The caller's answer: the service's own, or a fallback, or a plain rejection.
 fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> Response<ResponseBody> {
-    let mut response = match (result, &route.fallback) {
+    match (result, &route.fallback) {
         (Ok(response), Some(fallback)) if response.headers().contains_key(header::REJECTED) => {
             let (given, body) = response.into_parts();
             body.give_up();
@@ -627,9 +634,7 @@ fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> R
             response
         }
         (Err(rejection), _) => rejection.into_response(),
-    };
-    route.filters.on_response(response.headers_mut());
-    response
+    }
 }
 
 /// The same request again, if its body is still here.

@@ -85,7 +85,7 @@ impl Server {
     pub fn start<R: Router>(self, upstreams: &Upstreams, drain: &Drain, router: impl Fn() -> R) -> io::Result<()> {
         for (number, listener) in self.listeners.into_iter().enumerate() {
             let worker = Arc::new(Worker {
-                pipeline: Pipeline::new(View::new(upstreams.clone())),
+                pipeline: Arc::new(Pipeline::new(View::new(upstreams.clone()))),
                 router: router(),
                 connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
                 limit: self.config.connections.max(1) as u32,
@@ -121,7 +121,7 @@ fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
 }
 
 struct Worker<R> {
-    pipeline: Pipeline,
+    pipeline: Arc<Pipeline>,
     router: R,
     connections: Arc<Semaphore>,
     limit: u32,

@@ -100,7 +100,7 @@ gateways:
     routes:
       - id: old
         match: { path: '/old/{id}' }
-        filters: [ { redirect: { to: 'https://shop.example/orders/{id}{query}', status: 308 } }, { security_headers: {} } ]
+        filters: [ { redirect: { to: 'https://shop.example/orders/{id}{query}', status: 308 } }, { security_headers: {} }, { request_id: { keep: true } } ]
       - { id: robots, match: { path: /robots.txt }, filters: [ { respond: { status: 200, text: none } }, { set_response_header: { x-a: b } } ] }
       - id: orders
         match: { path: '/shop/{kind}/{id}/**' }
@@ -108,6 +108,7 @@ gateways:
           - set_path: '/v1/{kind}/of/{id}'
           - set_query: { source: gateway }
           - remove_query: [ debug ]
+          - request_id: {}
         to: pages
       - id: rewritten
         match: { path: /** }
@@ -127,12 +128,16 @@ fn filters_change_what_the_service_sees_and_some_answer_by_themselves() {
     let old = get(site.gateway, "/old/7?a=b");
     assert_eq!((old.status, old.header("location")), (308, "https://shop.example/orders/7?a=b"), "{old:?}");
     assert_eq!(old.header("x-content-type-options"), "nosniff");
+    assert_eq!(old.header("x-request-id").len(), 32, "{old:?}");
+    assert_eq!(send(site.gateway, "GET", "/old/7", &["x-request-id: mine"], "").header("x-request-id"), "mine");
     let robots = get(site.gateway, "/robots.txt");
     assert_eq!((robots.status, &*robots.body, robots.header("x-a")), (200, "none", "b"), "{robots:?}");
     // With a body that nobody reads, and the connection still in order.
     let put = send(site.gateway, "PUT", "/robots.txt", &[], "{}");
     assert_eq!(put.status, 200);
     assert_eq!(get(site.gateway, "/shop/tea/7/more?debug=1&x=2").body, "/v1/tea/of/7?x=2&source=gateway");
+    let named = get(site.gateway, "/shop/tea/7");
+    assert_eq!(pages.seen().last().unwrap().header("x-request-id"), named.header("x-request-id"));
     let walks = get(site.gateway, "/x/y");
     assert_eq!(walks.status, 400, "{walks:?}");
     let explained = site.run(&["route", "explain", "GET", "/shop/tea/7?debug=1"]);

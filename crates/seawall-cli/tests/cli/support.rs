@@ -198,6 +198,18 @@ pub(crate) struct Seen {
     pub(crate) key: String,
     pub(crate) fence: String,
     pub(crate) body: String,
+    /// The request line and all fields, as they came.
+    pub(crate) head: String,
+}
+
+impl Seen {
+    /// The value of a field, whose name is written in small letters; empty where there is none.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let lines = self.head.lines();
+        let values =
+            lines.filter_map(|line| line.split_once(": ").filter(|(field, _)| field.eq_ignore_ascii_case(name)));
+        values.map(|(_, value)| value).next().unwrap_or_default()
+    }
 }
 
 /// What a participant does with a request: status and body; status 0 breaks off without an answer.
@@ -251,7 +263,14 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) {
         let mut words = head.split_whitespace().map(str::to_owned);
         let (method, path) = (words.next().unwrap(), words.next().unwrap());
         let body = String::from_utf8_lossy(&body).into_owned();
-        let seen = Seen { method, path, key: field("idempotency-key"), fence: field("seawall-fence"), body };
+        let seen = Seen {
+            method,
+            path,
+            key: field("idempotency-key"),
+            fence: field("seawall-fence"),
+            body,
+            head: head.clone(),
+        };
         log.lock().unwrap().push(seen.clone());
         let (status, body) = handler(&seen);
         if status == 0 {

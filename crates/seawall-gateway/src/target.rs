@@ -77,7 +77,7 @@ impl Template {
 /// A path that is put in by the file, and not by a client.
 fn own_path(text: &str) -> Result<(), FilterError> {
     let plain = text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
-    match text.starts_with('/') && plain && !crate::pipeline::has_dot_segment(text) {
+    match text.starts_with('/') && plain && !seawall_proxy::pipeline::has_dot_segment(text) {
         true => Ok(()),
         false => Err(FilterError(format!(
             "`{text}` is no path: it begins with `/`, without `?`, `#`, spaces and dot segments"
@@ -175,7 +175,7 @@ impl Target {
             };
         }
         // What a client's own text was made into must not walk, either.
-        if !path.starts_with('/') || crate::pipeline::has_dot_segment(&path) {
+        if !path.starts_with('/') || seawall_proxy::pipeline::has_dot_segment(&path) {
             return Err(format!("the route makes of it `{path}`, which is no path for a service"));
         }
         let query = match uri.query() {

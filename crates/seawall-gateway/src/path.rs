@@ -8,7 +8,7 @@ use std::fmt;
 
 /// A compiled pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     segments: Vec<Segment>,
     /// Ends in `**`.
     open: bool,
@@ -25,7 +25,7 @@ enum Segment {
 /// Why a pattern was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a path pattern: {why}")]
-pub struct PatternError {
+pub(crate) struct PatternError {
     text: String,
     why: &'static str,
 }
@@ -35,7 +35,7 @@ impl Pattern {
     ///
     /// # Errors
     /// [`PatternError`] says what is wrong with it.
-    pub fn try_new(text: &str) -> Result<Self, PatternError> {
+    pub(crate) fn try_new(text: &str) -> Result<Self, PatternError> {
         let error = |why| Err(PatternError { text: text.to_owned(), why });
         let Some(rest) = text.strip_prefix('/') else { return error("it must begin with `/`") };
         if !text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')) {
@@ -72,7 +72,7 @@ impl Pattern {
     }
 
     /// Whether `path` fits.
-    pub fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         let Some(path) = path.strip_prefix('/') else { return false };
         let mut given = path.split('/');
         for segment in &self.segments {
@@ -88,7 +88,7 @@ impl Pattern {
     }
 
     /// The names of what it captures.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Any(Some(name)) => Some(&**name),
             Segment::Any(None) | Segment::Literal(_) => None,
@@ -96,7 +96,7 @@ impl Pattern {
     }
 
     /// The segments before the first that is none of its own, for an index: every path that fits begins with them.
-    pub fn literals(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().map_while(|segment| match segment {
             Segment::Literal(literal) => Some(&**literal),
             Segment::Any(_) => None,
@@ -104,12 +104,12 @@ impl Pattern {
     }
 
     /// Whether it is one path alone.
-    pub fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         !self.open && self.segments.iter().all(|segment| matches!(segment, Segment::Literal(_)))
     }
 
     /// The captured segments of a path that fits, by name.
-    pub fn captures<'p>(&'p self, path: &'p str) -> impl Iterator<Item = (&'p str, &'p str)> {
+    pub(crate) fn captures<'p>(&'p self, path: &'p str) -> impl Iterator<Item = (&'p str, &'p str)> {
         let given = path.strip_prefix('/').unwrap_or(path).split('/');
         self.segments.iter().zip(given).filter_map(|(segment, given)| match segment {
             Segment::Any(Some(name)) => Some((&**name, given)),
@@ -118,7 +118,7 @@ impl Pattern {
     }
 
     /// Whether every path that fits `other` fits this one too.
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         let long_enough = if self.open {
             other.segments.len() >= self.segments.len()
         } else {
@@ -141,7 +141,7 @@ impl fmt::Display for Pattern {
 }
 
 /// The path without its first `segments` segments; `/` when nothing is left.
-pub fn strip_prefix(path: &str, segments: u8) -> &str {
+pub(crate) fn strip_prefix(path: &str, segments: u8) -> &str {
     let mut rest = path;
     for _ in 0..segments {
         let Some(at) = rest.get(1..).and_then(|rest| rest.find('/')) else { return "/" };

@@ -1,0 +1,363 @@
+//! What is written between a route and its service, and the steps that it becomes.
+
+mod request_id;
+
+use std::str::FromStr;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{StatusCode, Uri};
+use schemars::JsonSchema;
+use seawall_proxy::filter::{Filter, Fixed, HeaderOp, Step};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use self::request_id::RequestIdConfig;
+use crate::path::Pattern;
+use crate::target::{Target, Template};
+
+/// One step of a route, as it is written: `- strip_prefix: 1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FilterConfig {
+    /// Removes this many segments from the front of the path.
+    StripPrefix(u8),
+    /// Sets request headers, replacing what is there.
+    SetHeader(BTreeMap<String, String>),
+    /// Adds request headers beside what is there.
+    AddHeader(BTreeMap<String, String>),
+    /// Removes request headers.
+    RemoveHeader(Vec<String>),
+    /// Sets response headers, replacing what is there.
+    SetResponseHeader(BTreeMap<String, String>),
+    /// Adds response headers beside what is there.
+    AddResponseHeader(BTreeMap<String, String>),
+    /// Removes response headers.
+    RemoveResponseHeader(Vec<String>),
+    /// Sets request headers that are not there.
+    DefaultHeader(BTreeMap<String, String>),
+    /// Gives the request the header on the right with the values of the one on the left, if that is there.
+    CopyHeader(BTreeMap<String, String>),
+    /// Sets response headers that are not there, those that keep browsers from harm: which, and to what, may be said; nothing but
+    /// `~` or an empty text leaves one out.
+    SecurityHeaders(BTreeMap<String, String>),
+    /// Puts segments before the path: `/v1`.
+    PrefixPath(String),
+    /// Replaces the path: `/orders/{id}`, with what the route's pattern has captured.
+    SetPath(String),
+    /// Replaces what a regular expression finds in the path.
+    RewritePath(RewriteConfig),
+    /// Sets parameters of the query, replacing what is there.
+    SetQuery(BTreeMap<String, String>),
+    /// Adds parameters beside those that are there.
+    AddQuery(BTreeMap<String, String>),
+    /// Removes parameters.
+    RemoveQuery(Vec<String>),
+    /// Names each request in a header, for the service and for the client.
+    RequestId(RequestIdConfig),
+    /// Sends the client elsewhere. Nothing else is asked.
+    Redirect(RedirectConfig),
+    /// Answers by itself. Nothing else is asked.
+    Respond(FallbackConfig),
+}
+
+/// Where a client is sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedirectConfig {
+    /// `https://shop.example{path}{query}`: with `{path}`, `{query}` (its `?` included) and what the pattern has captured.
+    pub to: String,
+    /// 301, 302, 303, 307 or 308. Default 302.
+    #[serde(default = "found")]
+    pub status: u16,
+}
+
+const fn found() -> u16 {
+    302
+}
+
+/// What becomes of a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteConfig {
+    /// What is looked for, everywhere in the path.
+    pub regex: String,
+    /// What stands there instead: `$1` and `${name}` are its groups.
+    pub to: String,
+}
+
+/// The answer when the service cannot give one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FallbackConfig {
+    /// The status. Default 503.
+    #[serde(default = "unavailable")]
+    #[schemars(range(min = 200, max = 599))]
+    pub status: u16,
+    /// The body, as JSON.
+    #[serde(default)]
+    pub json: Option<serde_json::Value>,
+    /// The body, as text.
+    #[serde(default)]
+    pub text: Option<String>,
+    /// More headers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+const fn unavailable() -> u16 {
+    503
+}
+
+/// What is wrong with a filter or a fallback, said about the part that is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FilterError(pub(crate) String);
+
+/// A route's filters, ready to run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filters {
+    target: Target,
+    steps: Vec<Step>,
+    answer: Option<Direct>,
+}
+
+/// An answer without a service.
+#[derive(Clone, Debug)]
+enum Direct {
+    Redirect(StatusCode, Template),
+    Respond(Arc<Fixed>),
+}
+
+impl Filters {
+    /// Checks and compiles what is written.
+    ///
+    /// # Errors
+    /// [`FilterError`] for a name or value that is not one of a header, or a header that the proxy itself keeps.
+    pub(crate) fn try_new(config: &[FilterConfig]) -> Result<Self, FilterError> {
+        type Make = fn(HeaderName, HeaderValue) -> HeaderOp;
+        let mut filters = Self::default();
+        let pairs = |map: &BTreeMap<String, String>, make: Make| {
+            map.iter().map(|(n, v)| Ok(make(name(n)?, value(v)?))).collect::<Result<Vec<_>, FilterError>>()
+        };
+        let names =
+            |list: &[String]| list.iter().map(|n| Ok(HeaderOp::Remove(name(n)?))).collect::<Result<Vec<_>, _>>();
+        for filter in config {
+            match filter {
+                FilterConfig::StripPrefix(segments) => filters.target.strip(*segments),
+                FilterConfig::PrefixPath(prefix) => filters.target.prefix(prefix)?,
+                FilterConfig::SetPath(template) => filters.target.set(template)?,
+                FilterConfig::RewritePath(RewriteConfig { regex, to }) => filters.target.rewrite(regex, to)?,
+                FilterConfig::SetQuery(map) => filters.target.set_query(map),
+                FilterConfig::AddQuery(map) => filters.target.add_query(map),
+                FilterConfig::RemoveQuery(names) => filters.target.remove_query(names),
+                FilterConfig::DefaultHeader(map) => filters.request(pairs(map, HeaderOp::Default)?),
+                FilterConfig::CopyHeader(map) => {
+                    for (from, to) in map {
+                        filters.request(vec![HeaderOp::Copy(name(from)?, name(to)?)]);
+                    }
+                }
+                FilterConfig::RequestId(config) => filters.around(request_id::RequestId::try_new(config)?),
+                FilterConfig::SecurityHeaders(own) => filters.response(security(own)?),
+                FilterConfig::Redirect(_) | FilterConfig::Respond(_) if filters.answer.is_some() => {
+                    return Err(FilterError("the request is answered already by a filter before".to_owned()));
+                }
+                FilterConfig::Redirect(RedirectConfig { to, status }) => {
+                    let known = [301, 302, 303, 307, 308].contains(status);
+                    let status = StatusCode::from_u16(*status).ok().filter(|_| known);
+                    let status =
+                        status.ok_or_else(|| FilterError("a redirect's status is 301, 302, 303, 307 or 308".into()))?;
+                    filters.answer = Some(Direct::Redirect(status, Template::try_new(to)?));
+                }
+                FilterConfig::Respond(answer) => {
+                    filters.answer = Some(Direct::Respond(Arc::new(answer.compile()?)));
+                }
+                FilterConfig::SetHeader(map) => filters.request(pairs(map, HeaderOp::Set)?),
+                FilterConfig::AddHeader(map) => filters.request(pairs(map, HeaderOp::Add)?),
+                FilterConfig::RemoveHeader(list) => filters.request(names(list)?),
+                FilterConfig::SetResponseHeader(map) => filters.response(pairs(map, HeaderOp::Set)?),
+                FilterConfig::AddResponseHeader(map) => filters.response(pairs(map, HeaderOp::Add)?),
+                FilterConfig::RemoveResponseHeader(list) => filters.response(names(list)?),
+            }
+        }
+        Ok(filters)
+    }
+
+    /// Whether a request is answered here, and needs no service.
+    pub(crate) fn answers(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    /// The names that are used of what a pattern has captured; `path` and `query` are known without one.
+    pub(crate) fn captures(&self) -> impl Iterator<Item = &str> {
+        let answer = match &self.answer {
+            Some(Direct::Redirect(_, template)) => Some(template),
+            Some(Direct::Respond(_)) | None => None,
+        };
+        let own = answer.into_iter().flat_map(Template::names).filter(|name| !["path", "query"].contains(name));
+        self.target.names().chain(own)
+    }
+
+    /// The path and query that the service gets; `None` when they stay as they are.
+    ///
+    /// # Errors
+    /// What is made of the request's is none.
+    pub(crate) fn target(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<PathAndQuery>, String> {
+        self.target.of(uri, pattern)
+    }
+
+    /// The answer to a request that goes to no service.
+    ///
+    /// # Errors
+    /// What is made of the request is no place.
+    pub(crate) fn answer(&self, uri: &Uri, pattern: Option<&Pattern>) -> Result<Option<Arc<Fixed>>, String> {
+        let (status, template) = match &self.answer {
+            None => return Ok(None),
+            Some(Direct::Respond(answer)) => return Ok(Some(answer.clone())),
+            Some(Direct::Redirect(status, template)) => (*status, template),
+        };
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let place = template.fill(|name| match name {
+            "path" => Some(uri.path()),
+            "query" => Some(&query),
+            name => pattern?.captures(uri.path()).find(|(own, _)| *own == name).map(|(_, value)| value),
+        });
+        let place = HeaderValue::try_from(place).map_err(|error| error.to_string())?;
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::LOCATION, place);
+        Ok(Some(Arc::new(Fixed { status, headers, ..Fixed::default() })))
+    }
+
+    /// The steps, in their order.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        self.steps.clone()
+    }
+
+    fn around(&mut self, filter: impl Filter) {
+        self.steps.push(Step::Around(Arc::new(filter)));
+    }
+
+    /// What the steps make of a request's headers.
+    #[cfg(test)]
+    pub(crate) fn on_request(&self, headers: &mut HeaderMap) {
+        for step in &self.steps {
+            if let Step::Request(op) = step {
+                op.apply(headers);
+            }
+        }
+    }
+
+    /// What the steps make of an answer's headers.
+    #[cfg(test)]
+    pub(crate) fn on_response(&self, headers: &mut HeaderMap) {
+        for step in self.steps.iter().rev() {
+            if let Step::Response(op) = step {
+                op.apply(headers);
+            }
+        }
+    }
+
+    fn request(&mut self, ops: Vec<HeaderOp>) {
+        self.steps.extend(ops.into_iter().map(Step::Request));
+    }
+
+    fn response(&mut self, ops: Vec<HeaderOp>) {
+        self.steps.extend(ops.into_iter().map(Step::Response));
+    }
+}
+
+/// What keeps browsers from harm, unless the service says otherwise: the OWASP Secure Headers Project's, which break no page that
+/// is served by https.
+const SECURITY: [(&str, &str); 6] = [
+    ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("content-security-policy", "default-src 'self'; object-src 'none'; frame-ancestors 'none'"),
+    ("x-permitted-cross-domain-policies", "none"),
+];
+
+fn security(own: &BTreeMap<String, String>) -> Result<Vec<HeaderOp>, FilterError> {
+    let given = |field: &str| own.keys().any(|key| key.eq_ignore_ascii_case(field));
+    let usual = SECURITY.iter().filter(|(field, _)| !given(field)).map(|(field, text)| (*field, *text));
+    let own = own.iter().map(|(field, text)| (&**field, &**text)).filter(|(_, text)| !matches!(*text, "" | "~"));
+    usual.chain(own).map(|(field, text)| Ok(HeaderOp::Default(name(field)?, value(text)?))).collect()
+}
+
+fn name(text: &str) -> Result<HeaderName, FilterError> {
+    let name = HeaderName::from_str(text).map_err(|_| FilterError(format!("`{text}` is not a header name")))?;
+    // Changing these would change where a message ends.
+    const FRAMING: [&str; 5] = ["content-length", "transfer-encoding", "connection", "te", "upgrade"];
+    if FRAMING.contains(&name.as_str()) {
+        return Err(FilterError(format!("`{text}` frames the message and cannot be changed by a filter")));
+    }
+    Ok(name)
+}
+
+fn value(text: &str) -> Result<HeaderValue, FilterError> {
+    HeaderValue::from_str(text).map_err(|_| FilterError(format!("`{text}` is not a header value")))
+}
+
+impl FallbackConfig {
+    /// Checks and compiles what is written.
+    ///
+    /// # Errors
+    /// [`FilterError`] for a status outside 200 to 599, a bad header, or both kinds of body.
+    pub fn compile(&self) -> Result<Fixed, FilterError> {
+        let status = StatusCode::from_u16(self.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
+        let status = status.ok_or_else(|| FilterError(format!("status {} is not from 200 to 599", self.status)))?;
+        let mut headers = HeaderMap::new();
+        let (kind, body) = match (&self.json, &self.text) {
+            (Some(_), Some(_)) => return Err(FilterError("give either `json` or `text`, not both".into())),
+            (Some(json), None) => ("application/json", json.to_string()),
+            (None, Some(text)) => ("text/plain; charset=utf-8", text.clone()),
+            (None, None) => ("text/plain; charset=utf-8", String::new()),
+        };
+        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        for (field, text) in &self.headers {
+            headers.insert(name(field)?, value(text)?);
+        }
+        Ok(Fixed { status, headers, body: body.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_set_added_and_removed_in_order() {
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let filters = Filters::try_new(&[
+            FilterConfig::AddHeader(map(&[("x-a", "2")])),
+            FilterConfig::SetHeader(map(&[("x-b", "3")])),
+            FilterConfig::RemoveHeader(vec!["x-c".into()]),
+            FilterConfig::StripPrefix(2),
+            FilterConfig::SetResponseHeader(map(&[("x-d", "4")])),
+        ])
+        .unwrap();
+        let mut headers = HeaderMap::new();
+        for name in ["x-a", "x-b", "x-c"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        filters.on_request(&mut headers);
+        let all: Vec<_> = headers.get_all("x-a").iter().collect();
+        assert_eq!(all, ["1", "2"]);
+        assert_eq!((&headers["x-b"], headers.contains_key("x-c")), (&HeaderValue::from(3), false));
+        let target = filters.target(&"/a/b/c?d".parse().unwrap(), None).unwrap();
+        assert_eq!(target.unwrap(), "/c?d");
+    }
+
+    #[test]
+    fn what_would_break_a_message_is_refused() {
+        for (name, value) in [("content-length", "3"), ("bad name", "x"), ("x", "a\r\nb"), ("", "x")] {
+            let map = [(name.to_owned(), value.to_owned())].into();
+            assert!(Filters::try_new(&[FilterConfig::SetHeader(map)]).is_err(), "{name}");
+        }
+        let fallback = |text: &str| serde_json::from_str::<FallbackConfig>(text).unwrap().compile();
+        assert!(fallback(r#"{"status": 99}"#).is_err());
+        assert!(fallback(r#"{"json": {}, "text": ""}"#).is_err());
+        assert_eq!(fallback(r#"{"json": {"a": 1}}"#).unwrap().response().status(), 503);
+    }
+}
