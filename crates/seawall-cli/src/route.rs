@@ -66,7 +66,7 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
     let parts = request(args)?;
     let forwarding = Forwarding::new(args.from, gateway.trusted_hops);
     let asked = Asked::new(&parts, Some(&forwarding));
-    let table = RouteTable::try_new(&gateway.routes, gateway.precedence);
+    let table = RouteTable::of(gateway);
     let table = table.map_err(|problems| anyhow::anyhow!("the routes of `{name}` are wrong: {}", problems[0]))?;
     println!("{} {} at the gateway `{name}`, from {}", parts.method, parts.uri, asked.client().unwrap_or(args.from));
     let verdicts = table.explain(&asked);
@@ -74,7 +74,7 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
         let route = &gateway.routes[verdict.at];
         match &verdict.why_not {
             Some(why) => println!("  no   {:<16} {why}", route.id),
-            None => takes(route, verdict),
+            None => takes(&gateway.filters, route, verdict),
         }
     }
     let asked: Vec<usize> = verdicts.iter().map(|verdict| verdict.at).collect();
@@ -86,11 +86,11 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
     Ok(verdicts.last().is_some_and(|last| last.why_not.is_none()))
 }
 
-fn takes(route: &RouteConfig, verdict: &Verdict) {
+fn takes(common: &[FilterConfig], route: &RouteConfig, verdict: &Verdict) {
     let to =
         route.to.as_ref().map_or_else(|| "answered here".to_owned(), |service| format!("to the service `{service}`"));
     println!("  YES  {:<16} {to}", route.id);
-    for filter in &route.filters {
+    for filter in common.iter().chain(&route.filters) {
         println!("         {}", effect(filter));
     }
     match &verdict.target {
@@ -125,6 +125,27 @@ fn effect(filter: &FilterConfig) -> String {
         }
         FilterConfig::RemoveResponseHeader(names) => format!("the answer loses the headers {}", names.join(", ")),
         FilterConfig::SecurityHeaders(_) => "the answer gets the headers that keep browsers from harm".to_owned(),
+        FilterConfig::RewriteQuery(rewrite) => {
+            format!("in the query's {}, {} becomes {}", rewrite.name, rewrite.regex, rewrite.to)
+        }
+        FilterConfig::SetHost(host) => format!("the service is called by the host {host}"),
+        FilterConfig::PreserveHost(true) => "the service is called by the host that the client asked for".to_owned(),
+        FilterConfig::PreserveHost(false) => "the service is called by its own name".to_owned(),
+        FilterConfig::RewriteResponseHeader(rewrite) => {
+            format!("in the answer's {}, {} becomes {}", rewrite.name, rewrite.regex, rewrite.to)
+        }
+        FilterConfig::DedupeResponseHeader(dedupe) => {
+            format!("the answer's {} lose their doubles", dedupe.names.join(", "))
+        }
+        FilterConfig::RewriteLocation(_) => "where it sends the client to the service, it sends it here".to_owned(),
+        FilterConfig::SetStatus(status) => format!("the answer's status becomes {status}"),
+        FilterConfig::RequestSize(size) => {
+            format!("a body above {} and headers above {} are refused", size.body, size.headers)
+        }
+        FilterConfig::ToService(choice) => {
+            let among: Vec<_> = choice.among.iter().map(seawall_types::ServiceName::as_str).collect();
+            format!("the request says which of the services {} it goes to", among.join(", "))
+        }
         FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),
         FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
         FilterConfig::Respond(answer) => format!("{} is answered", answer.status),

@@ -36,6 +36,9 @@ pub struct GatewayConfig {
     /// written.
     #[serde(default)]
     pub precedence: Precedence,
+    /// What happens to the requests of every route, before the route's own filters.
+    #[serde(default)]
+    pub filters: Vec<FilterConfig>,
     /// The routes.
     #[serde(default)]
     pub routes: Vec<RouteConfig>,

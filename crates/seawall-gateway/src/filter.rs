@@ -1,20 +1,36 @@
 //! What is written between a route and its service, and the steps that it becomes.
 
+mod host;
+mod location;
 mod request_id;
+mod response_header;
+mod service;
+mod size;
 
 use std::str::FromStr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{StatusCode, Uri};
+use http::{Response, StatusCode, Uri};
 use schemars::JsonSchema;
+use seawall_proxy::ResponseBody;
 use seawall_proxy::filter::{Filter, Fixed, HeaderOp, Step};
+use seawall_types::ServiceName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::host::Host;
+pub use self::location::{LocationConfig, StripVersion};
 pub use self::request_id::RequestIdConfig;
+use self::response_header::Head;
+pub use self::response_header::{DedupeConfig, Keep, RewriteHeaderConfig};
+use self::service::Chooser;
+pub use self::service::ServiceConfig;
+pub use self::size::SizeConfig;
 use crate::path::Pattern;
+pub use crate::target::RewriteQueryConfig;
 use crate::target::{Target, Template};
 
 /// One step of a route, as it is written: `- strip_prefix: 1`.
@@ -54,6 +70,24 @@ pub enum FilterConfig {
     AddQuery(BTreeMap<String, String>),
     /// Removes parameters.
     RemoveQuery(Vec<String>),
+    /// Replaces what a regular expression finds in the values of a parameter.
+    RewriteQuery(RewriteQueryConfig),
+    /// The `Host` that the service is called by, instead of its own name.
+    SetHost(String),
+    /// Whether the service is called by the `Host` that the client asked for.
+    PreserveHost(bool),
+    /// Replaces what a regular expression finds in the values of a response header.
+    RewriteResponseHeader(RewriteHeaderConfig),
+    /// Of several values of a response header, keeps the first, the last, or each once.
+    DedupeResponseHeader(DedupeConfig),
+    /// Replaces the service's host, where an answer sends the client there, by the one that the client knows.
+    RewriteLocation(LocationConfig),
+    /// The status of every answer, whatever the service's is.
+    SetStatus(u16),
+    /// How large a request may be.
+    RequestSize(SizeConfig),
+    /// Which of several services a request goes to, by its path or a header.
+    ToService(ServiceConfig),
     /// Names each request in a header, for the service and for the client.
     RequestId(RequestIdConfig),
     /// Sends the client elsewhere. Nothing else is asked.
@@ -121,6 +155,7 @@ pub(crate) struct Filters {
     target: Target,
     steps: Vec<Step>,
     answer: Option<Direct>,
+    chooser: Option<Arc<Chooser>>,
 }
 
 /// An answer without a service.
@@ -131,57 +166,84 @@ enum Direct {
 }
 
 impl Filters {
-    /// Checks and compiles what is written.
+    /// Checks and compiles what is written, to stand behind what there is already.
     ///
     /// # Errors
-    /// [`FilterError`] for a name or value that is not one of a header, or a header that the proxy itself keeps.
-    pub(crate) fn try_new(config: &[FilterConfig]) -> Result<Self, FilterError> {
+    /// [`FilterError`] for a name or value that is not one of a header, or a header that the proxy itself keeps, and whatever else
+    /// is wrong with a filter; and which of them it is.
+    pub(crate) fn and(mut self, config: &[FilterConfig]) -> Result<Self, (usize, FilterError)> {
+        for (at, filter) in config.iter().enumerate() {
+            self.add(filter).map_err(|error| (at, error))?;
+        }
+        Ok(self)
+    }
+
+    fn add(&mut self, filter: &FilterConfig) -> Result<(), FilterError> {
         type Make = fn(HeaderName, HeaderValue) -> HeaderOp;
-        let mut filters = Self::default();
         let pairs = |map: &BTreeMap<String, String>, make: Make| {
             map.iter().map(|(n, v)| Ok(make(name(n)?, value(v)?))).collect::<Result<Vec<_>, FilterError>>()
         };
         let names =
             |list: &[String]| list.iter().map(|n| Ok(HeaderOp::Remove(name(n)?))).collect::<Result<Vec<_>, _>>();
-        for filter in config {
-            match filter {
-                FilterConfig::StripPrefix(segments) => filters.target.strip(*segments),
-                FilterConfig::PrefixPath(prefix) => filters.target.prefix(prefix)?,
-                FilterConfig::SetPath(template) => filters.target.set(template)?,
-                FilterConfig::RewritePath(RewriteConfig { regex, to }) => filters.target.rewrite(regex, to)?,
-                FilterConfig::SetQuery(map) => filters.target.set_query(map),
-                FilterConfig::AddQuery(map) => filters.target.add_query(map),
-                FilterConfig::RemoveQuery(names) => filters.target.remove_query(names),
-                FilterConfig::DefaultHeader(map) => filters.request(pairs(map, HeaderOp::Default)?),
-                FilterConfig::CopyHeader(map) => {
-                    for (from, to) in map {
-                        filters.request(vec![HeaderOp::Copy(name(from)?, name(to)?)]);
-                    }
+        match filter {
+            FilterConfig::StripPrefix(segments) => self.target.strip(*segments),
+            FilterConfig::PrefixPath(prefix) => self.target.prefix(prefix)?,
+            FilterConfig::SetPath(template) => self.target.set(template)?,
+            FilterConfig::RewritePath(RewriteConfig { regex, to }) => self.target.rewrite(regex, to)?,
+            FilterConfig::SetQuery(map) => self.target.set_query(map),
+            FilterConfig::AddQuery(map) => self.target.add_query(map),
+            FilterConfig::RemoveQuery(names) => self.target.remove_query(names),
+            FilterConfig::DefaultHeader(map) => self.request(pairs(map, HeaderOp::Default)?),
+            FilterConfig::CopyHeader(map) => {
+                for (from, to) in map {
+                    self.request(vec![HeaderOp::Copy(name(from)?, name(to)?)]);
                 }
-                FilterConfig::RequestId(config) => filters.around(request_id::RequestId::try_new(config)?),
-                FilterConfig::SecurityHeaders(own) => filters.response(security(own)?),
-                FilterConfig::Redirect(_) | FilterConfig::Respond(_) if filters.answer.is_some() => {
-                    return Err(FilterError("the request is answered already by a filter before".to_owned()));
-                }
-                FilterConfig::Redirect(RedirectConfig { to, status }) => {
-                    let known = [301, 302, 303, 307, 308].contains(status);
-                    let status = StatusCode::from_u16(*status).ok().filter(|_| known);
-                    let status =
-                        status.ok_or_else(|| FilterError("a redirect's status is 301, 302, 303, 307 or 308".into()))?;
-                    filters.answer = Some(Direct::Redirect(status, Template::try_new(to)?));
-                }
-                FilterConfig::Respond(answer) => {
-                    filters.answer = Some(Direct::Respond(Arc::new(answer.compile()?)));
-                }
-                FilterConfig::SetHeader(map) => filters.request(pairs(map, HeaderOp::Set)?),
-                FilterConfig::AddHeader(map) => filters.request(pairs(map, HeaderOp::Add)?),
-                FilterConfig::RemoveHeader(list) => filters.request(names(list)?),
-                FilterConfig::SetResponseHeader(map) => filters.response(pairs(map, HeaderOp::Set)?),
-                FilterConfig::AddResponseHeader(map) => filters.response(pairs(map, HeaderOp::Add)?),
-                FilterConfig::RemoveResponseHeader(list) => filters.response(names(list)?),
             }
+            FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
+            FilterConfig::SecurityHeaders(own) => self.response(security(own)?),
+            FilterConfig::Redirect(_) | FilterConfig::Respond(_) if self.answer.is_some() => {
+                return Err(FilterError("the request is answered already by a filter before".to_owned()));
+            }
+            FilterConfig::Redirect(RedirectConfig { to, status }) => {
+                let known = [301, 302, 303, 307, 308].contains(status);
+                let status = StatusCode::from_u16(*status).ok().filter(|_| known);
+                let status =
+                    status.ok_or_else(|| FilterError("a redirect's status is 301, 302, 303, 307 or 308".into()))?;
+                self.answer = Some(Direct::Redirect(status, Template::try_new(to)?));
+            }
+            FilterConfig::Respond(answer) => {
+                self.answer = Some(Direct::Respond(Arc::new(answer.compile()?)));
+            }
+            FilterConfig::SetHeader(map) => self.request(pairs(map, HeaderOp::Set)?),
+            FilterConfig::AddHeader(map) => self.request(pairs(map, HeaderOp::Add)?),
+            FilterConfig::RemoveHeader(list) => self.request(names(list)?),
+            FilterConfig::SetResponseHeader(map) => self.response(pairs(map, HeaderOp::Set)?),
+            FilterConfig::AddResponseHeader(map) => self.response(pairs(map, HeaderOp::Add)?),
+            FilterConfig::RemoveResponseHeader(list) => self.response(names(list)?),
+            FilterConfig::RewriteQuery(config) => self.target.rewrite_query(config)?,
+            FilterConfig::SetHost(host) => self.around(Host::set(host)?),
+            FilterConfig::PreserveHost(keep) => self.around(Host::keep(*keep)),
+            FilterConfig::RewriteResponseHeader(config) => self.around(Head::rewrite(config)?),
+            FilterConfig::DedupeResponseHeader(config) => self.around(Head::dedupe(config)?),
+            FilterConfig::RewriteLocation(config) => self.around(location::Location::try_new(config)?),
+            FilterConfig::SetStatus(status) => self.around(Head::status(*status)?),
+            FilterConfig::RequestSize(config) => self.around(size::RequestSize::try_new(config)?),
+            FilterConfig::ToService(config) => self.chooser = Some(Arc::new(Chooser::try_new(config)?)),
         }
-        Ok(filters)
+        Ok(())
+    }
+
+    /// Which service a request goes to, where that is not always the same.
+    ///
+    /// # Errors
+    /// What the request asks for is none of those that it may.
+    pub(crate) fn service(&self, parts: &Parts, pattern: Option<&Pattern>) -> Result<Option<ServiceName>, String> {
+        self.chooser.as_ref().map_or(Ok(None), |chooser| chooser.of(parts, pattern))
+    }
+
+    /// Whether a request that names no service has one.
+    pub(crate) fn chooses(&self) -> bool {
+        self.chooser.is_some()
     }
 
     /// Whether a request is answered here, and needs no service.
@@ -196,7 +258,8 @@ impl Filters {
             Some(Direct::Respond(_)) | None => None,
         };
         let own = answer.into_iter().flat_map(Template::names).filter(|name| !["path", "query"].contains(name));
-        self.target.names().chain(own)
+        let chosen = self.chooser.iter().flat_map(|chooser| chooser.names());
+        self.target.names().chain(own).chain(chosen)
     }
 
     /// The path and query that the service gets; `None` when they stay as they are.
@@ -267,6 +330,28 @@ impl Filters {
     }
 }
 
+impl FilterConfig {
+    /// The services that are named in it, and where below it.
+    pub fn services(&self) -> Vec<(String, &ServiceName)> {
+        match self {
+            Self::ToService(config) => {
+                let among = config.among.iter().enumerate();
+                among.map(|(at, service)| (format!("to_service.among.{at}"), service)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// An answer of a filter's own to a request that it does not let pass.
+fn refused(status: StatusCode, detail: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::whole(format!("{detail}\n")));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
 /// What keeps browsers from harm, unless the service says otherwise: the OWASP Secure Headers Project's, which break no page that
 /// is served by https.
 const SECURITY: [(&str, &str); 6] = [
@@ -329,14 +414,15 @@ mod tests {
     #[test]
     fn headers_are_set_added_and_removed_in_order() {
         let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let filters = Filters::try_new(&[
-            FilterConfig::AddHeader(map(&[("x-a", "2")])),
-            FilterConfig::SetHeader(map(&[("x-b", "3")])),
-            FilterConfig::RemoveHeader(vec!["x-c".into()]),
-            FilterConfig::StripPrefix(2),
-            FilterConfig::SetResponseHeader(map(&[("x-d", "4")])),
-        ])
-        .unwrap();
+        let filters = Filters::default()
+            .and(&[
+                FilterConfig::AddHeader(map(&[("x-a", "2")])),
+                FilterConfig::SetHeader(map(&[("x-b", "3")])),
+                FilterConfig::RemoveHeader(vec!["x-c".into()]),
+                FilterConfig::StripPrefix(2),
+                FilterConfig::SetResponseHeader(map(&[("x-d", "4")])),
+            ])
+            .unwrap();
         let mut headers = HeaderMap::new();
         for name in ["x-a", "x-b", "x-c"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
@@ -353,7 +439,7 @@ mod tests {
     fn what_would_break_a_message_is_refused() {
         for (name, value) in [("content-length", "3"), ("bad name", "x"), ("x", "a\r\nb"), ("", "x")] {
             let map = [(name.to_owned(), value.to_owned())].into();
-            assert!(Filters::try_new(&[FilterConfig::SetHeader(map)]).is_err(), "{name}");
+            assert!(Filters::default().and(&[FilterConfig::SetHeader(map)]).is_err(), "{name}");
         }
         let fallback = |text: &str| serde_json::from_str::<FallbackConfig>(text).unwrap().compile();
         assert!(fallback(r#"{"status": 99}"#).is_err());

@@ -9,7 +9,10 @@ mod table;
 mod target;
 
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
-pub use filter::{FallbackConfig, FilterConfig, FilterError, RedirectConfig, RequestIdConfig, RewriteConfig};
+pub use filter::{
+    DedupeConfig, FallbackConfig, FilterConfig, FilterError, Keep, LocationConfig, RedirectConfig, RequestIdConfig,
+    RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
+};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;
@@ -65,8 +68,8 @@ impl Gateway {
     /// [`GatewayError`].
     pub fn bind(name: &str, config: GatewayConfig) -> Result<Self, GatewayError> {
         let name: Arc<str> = name.into();
-        let table = RouteTable::try_new(&config.routes, config.precedence)
-            .map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
+        let table =
+            RouteTable::of(&config).map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
         let server = Server::bind(ServerConfig {
             name: format!("gateway {name}").into(),
             listen: config.listen,

@@ -8,7 +8,7 @@ use seawall_proxy::reject::Reason;
 use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
 
-use crate::config::{Precedence, RouteConfig};
+use crate::config::{GatewayConfig, Precedence, RouteConfig};
 use crate::filter::Filters;
 use crate::index::Index;
 use crate::matcher::{Chance, Matcher, Share, host};
@@ -42,7 +42,8 @@ struct Entry {
     /// Where it is written.
     at: usize,
     matcher: Matcher,
-    service: ServiceName,
+    /// Nothing where a filter answers, or each request has to name one.
+    service: Option<ServiceName>,
     filters: Filters,
     route: Arc<Route>,
 }
@@ -74,11 +75,32 @@ pub struct Verdict {
 }
 
 impl RouteTable {
-    /// Checks and compiles routes.
+    /// Checks and compiles the routes of a gateway, each behind the filters that all of them have. Those keep what they know of
+    /// former requests for all routes together.
     ///
     /// # Errors
     /// Everything that is wrong, a route that can never be reached included.
+    pub fn of(gateway: &GatewayConfig) -> Result<Self, Vec<RouteProblem>> {
+        match Filters::default().and(&gateway.filters) {
+            Ok(common) => Self::behind(&common, &gateway.routes, gateway.precedence),
+            Err((at, error)) => {
+                let mut problems = vec![RouteProblem { path: format!("filters.{at}"), what: error.to_string() }];
+                let routes = Self::behind(&Filters::default(), &gateway.routes, gateway.precedence);
+                problems.extend(routes.err().into_iter().flatten());
+                Err(problems)
+            }
+        }
+    }
+
+    /// Checks and compiles routes.
+    ///
+    /// # Errors
+    /// As [`RouteTable::of`].
     pub fn try_new(routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
+        Self::behind(&Filters::default(), routes, precedence)
+    }
+
+    fn behind(common: &Filters, routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut problems = Vec::new();
         let shares = shares(routes, &mut problems);
@@ -89,8 +111,10 @@ impl RouteTable {
             if let Some(twin) = routes[..at].iter().position(|other| other.id == config.id) {
                 problem("id", format!("route {twin} is named `{}` too", config.id));
             }
-            let filters = Filters::try_new(&config.filters)
-                .map_err(|error| problem("filters", error.to_string()))
+            let filters = common
+                .clone()
+                .and(&config.filters)
+                .map_err(|(at, error)| problem(&format!("filters.{at}"), error.to_string()))
                 .unwrap_or_default();
             let fallback = config
                 .fallback
@@ -106,10 +130,9 @@ impl RouteTable {
                     problem("filters", format!("`{{{name}}}` is nothing that the path's pattern captures"));
                 }
             }
-            let service = match (&config.to, filters.answers()) {
-                (Some(service), _) => service.clone(),
-                // Not asked, and so not looked at.
-                (None, true) => ServiceName::try_new("none").expect("a name"),
+            let service = match (&config.to, filters.answers() || filters.chooses()) {
+                (Some(service), _) => Some(service.clone()),
+                (None, true) => None,
                 (None, false) => {
                     problem("to", "the service is missing that the requests go to".to_owned());
                     continue;
@@ -211,11 +234,18 @@ impl Router for RouteTable {
             let detail = format!("no route takes {} {given}", request.method);
             return Err(RouteError { reason: Reason::NoRoute, detail });
         };
-        let wrong = |detail| RouteError { reason: Reason::BadRequest, detail };
+        let wrong = |detail: String| RouteError { reason: Reason::BadRequest, detail };
         let (filters, pattern) = (&entry.filters, entry.matcher.path.as_ref());
         let answer = filters.answer(&request.uri, pattern).map_err(wrong)?;
         let path = if answer.is_some() { None } else { filters.target(&request.uri, pattern).map_err(wrong)? };
-        Ok(Matched { route: route.clone(), service: entry.service.clone(), path, answer })
+        let named = if answer.is_some() { None } else { filters.service(request, pattern).map_err(wrong)? };
+        let service = match named.or_else(|| entry.service.clone()) {
+            Some(service) => service,
+            // Not asked, and so not looked at.
+            None if answer.is_some() => ServiceName::try_new("none").expect("a name"),
+            None => return Err(wrong("the request does not say which service it wants".to_owned())),
+        };
+        Ok(Matched { route: route.clone(), service, path, answer })
     }
 }
 
@@ -286,7 +316,7 @@ mod tests {
             paths,
             [
                 "routes.2.id",
-                "routes.2.filters",
+                "routes.2.filters.0",
                 "routes.2.fallback",
                 "routes.2.match.path",
                 "routes.2.match.method",

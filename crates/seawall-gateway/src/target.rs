@@ -6,9 +6,28 @@ use std::collections::BTreeMap;
 use http::Uri;
 use http::uri::PathAndQuery;
 use regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::FilterError;
 use crate::path::{Pattern, strip_prefix};
+
+/// What becomes of the values of a parameter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteQueryConfig {
+    /// The parameter.
+    pub name: String,
+    /// What is looked for in each of its values, decoded. Default: the whole value.
+    #[serde(default = "all")]
+    pub regex: String,
+    /// What stands there instead: `$1` and `${name}` are the expression's groups.
+    pub to: String,
+}
+
+fn all() -> String {
+    "(?s)^.*$".to_owned()
+}
 
 /// The steps that change a path or a query, in their order.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +49,7 @@ enum QueryStep {
     Set(String, String),
     Add(String, String),
     Remove(String),
+    Rewrite(String, Regex, String),
 }
 
 /// A text with names in braces.
@@ -110,6 +130,14 @@ fn groups_are_there(regex: &Regex, to: &str) -> Result<(), FilterError> {
     Ok(())
 }
 
+/// An expression and what it is replaced by.
+pub(crate) fn replacing(regex: &str, to: &str) -> Result<Regex, FilterError> {
+    let regex =
+        Regex::new(regex).map_err(|error| FilterError(format!("`{regex}` is no regular expression: {error}")))?;
+    groups_are_there(&regex, to)?;
+    Ok(regex)
+}
+
 impl Target {
     pub(crate) fn strip(&mut self, segments: u8) {
         self.path.push(PathStep::Strip(segments));
@@ -128,10 +156,13 @@ impl Target {
     }
 
     pub(crate) fn rewrite(&mut self, regex: &str, to: &str) -> Result<(), FilterError> {
-        let regex =
-            Regex::new(regex).map_err(|error| FilterError(format!("`{regex}` is no regular expression: {error}")))?;
-        groups_are_there(&regex, to)?;
-        self.path.push(PathStep::Rewrite(regex, to.to_owned()));
+        self.path.push(PathStep::Rewrite(replacing(regex, to)?, to.to_owned()));
+        Ok(())
+    }
+
+    pub(crate) fn rewrite_query(&mut self, config: &RewriteQueryConfig) -> Result<(), FilterError> {
+        let regex = replacing(&config.regex, &config.to)?;
+        self.query.push(QueryStep::Rewrite(config.name.clone(), regex, config.to.clone()));
         Ok(())
     }
 
@@ -206,6 +237,13 @@ impl Target {
                 }
                 QueryStep::Add(name, value) => pairs.push(written(name, value)),
                 QueryStep::Remove(name) => pairs.retain(|pair| !named(pair, name)),
+                QueryStep::Rewrite(name, regex, to) => {
+                    for pair in pairs.iter_mut().filter(|pair| named(pair, name)) {
+                        let value = form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned());
+                        let value = value.unwrap_or_default();
+                        *pair = written(name, &regex.replace(&value, to.as_str()));
+                    }
+                }
             }
         }
         Some(pairs.join("&")).filter(|query| !query.is_empty())
@@ -220,8 +258,8 @@ mod tests {
     use crate::path::Pattern;
 
     fn filters(config: Value) -> Result<Filters, String> {
-        Filters::try_new(&serde_json::from_value::<Vec<FilterConfig>>(config).unwrap())
-            .map_err(|error| error.to_string())
+        let config: Vec<FilterConfig> = serde_json::from_value(config).unwrap();
+        Filters::default().and(&config).map_err(|(_, error)| error.to_string())
     }
 
     #[test]
@@ -236,6 +274,16 @@ mod tests {
             (json!([{ "set_query": { "x": "1 2" } }]), "/api/a/7?x=3&y=%20&x=4", Ok("/api/a/7?y=%20&x=1+2")),
             (json!([{ "add_query": { "x": "1" } }]), "/api/a/7?x=3", Ok("/api/a/7?x=3&x=1")),
             (json!([{ "remove_query": ["x", "z"] }]), "/api/a/7?%78=3", Ok("/api/a/7")),
+            (
+                json!([{ "rewrite_query": { "name": "x", "to": "9 9" } }]),
+                "/a?x=1%0A2&y=%20&x",
+                Ok("/a?x=9+9&y=%20&x=9+9"),
+            ),
+            (
+                json!([{ "rewrite_query": { "name": "x", "regex": "([0-9])", "to": "<$1>" } }]),
+                "/a?x=a12&z=1",
+                Ok("/a?x=a%3C1%3E2&z=1"),
+            ),
             (json!([{ "set_header": { "a": "b" } }]), "/api/a/7", Ok("unchanged")),
             (json!([{ "rewrite_path": { "regex": "a", "to": ".." } }]), "/a/a/7", Err("`/../../7`")),
             (json!([{ "rewrite_path": { "regex": ".*", "to": "x" } }]), "/api/a/7", Err("no path for a service")),

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::filter::Affinity;
 use crate::upstream::Endpoint;
 
 /// What a latency is halved by in this time without news (time constant of the moving average).
@@ -106,6 +107,38 @@ pub fn pick<'a>(
     Some(if cheaper { one } else { two })
 }
 
+/// The endpoint that a call had rather go to: the one that is named, or else the one that its key falls to by weighted rendezvous
+/// hashing (Thaler and Ravishankar, 1998), under which an endpoint that comes or goes moves its own share of the keys and no
+/// other. Nothing when all have been tried.
+pub fn prefer<'a>(
+    endpoints: &'a [std::sync::Arc<Endpoint>],
+    tried: &[std::net::SocketAddr],
+    affinity: Affinity,
+) -> Option<&'a std::sync::Arc<Endpoint>> {
+    let fresh = || endpoints.iter().filter(|endpoint| !tried.contains(&endpoint.addr));
+    let named = affinity.endpoint.and_then(|addr| fresh().find(|endpoint| endpoint.addr == addr));
+    let score = |endpoint: &Endpoint| {
+        // The fraction is above 0 and below 1, so that its logarithm is a negative number.
+        let fraction = ((fall(affinity.key, endpoint.addr) >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+        -f64::from(endpoint.weight.max(1)) / fraction.ln()
+    };
+    named.or_else(|| fresh().max_by(|one, other| score(one).total_cmp(&score(other))))
+}
+
+/// A number for a key and an address, the same in every process: FNV-1a (Fowler, Noll, Vo), then the finalizer of SplitMix64.
+fn fall(key: u64, addr: std::net::SocketAddr) -> u64 {
+    let ip = match addr.ip() {
+        std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        std::net::IpAddr::V6(ip) => ip.octets(),
+    };
+    let bytes = key.to_le_bytes().into_iter().chain(ip).chain(addr.port().to_le_bytes());
+    let mut z =
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -157,6 +190,27 @@ mod tests {
         let load = Load::new(Instant::now());
         let now = Instant::now();
         assert!(load.cost(200, now) < load.cost(100, now));
+    }
+
+    #[test]
+    fn keys_keep_their_endpoint_when_others_come_and_go() {
+        let five = endpoints(5);
+        let four: Vec<_> = five.iter().filter(|endpoint| endpoint.addr.port() != 3).cloned().collect();
+        let chosen = |all: &[Arc<Endpoint>], key| prefer(all, &[], Affinity { endpoint: None, key }).unwrap().addr;
+        let mut shares = [0; 6];
+        for key in 0..5_000 {
+            let before = chosen(&five, key);
+            shares[usize::from(before.port())] += 1;
+            if before.port() != 3 {
+                assert_eq!(chosen(&four, key), before, "only those of the third have to move");
+            }
+        }
+        assert!(shares[1..].iter().all(|share| (800..1_200).contains(share)), "{shares:?}");
+        let named = Affinity { endpoint: Some(five[1].addr), key: 7 };
+        assert_eq!(prefer(&five, &[], named).unwrap().addr, five[1].addr);
+        assert_ne!(prefer(&five, &[five[1].addr], named).unwrap().addr, five[1].addr, "it has failed this call");
+        let all: Vec<_> = five.iter().map(|endpoint| endpoint.addr).collect();
+        assert!(prefer(&five, &all, named).is_none());
     }
 
     proptest! {

@@ -6,14 +6,16 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
+use seawall_telemetry::metrics::Counter;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::client::Client;
@@ -95,6 +97,24 @@ impl HeaderOp {
     }
 }
 
+/// As a request's extension: the `Host` that the service is called by, instead of its own name.
+#[derive(Clone, Debug)]
+pub struct CalledBy(pub HeaderValue);
+
+/// As a request's extension: which endpoint it had rather go to. The answer then says by [`AnsweredBy`] where it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// This one, while it is up and has not failed this call.
+    pub endpoint: Option<SocketAddr>,
+    /// Otherwise the one that this number falls to: the same among the same endpoints, and for most numbers still the same when
+    /// one comes or goes.
+    pub key: u64,
+}
+
+/// As an answer's extension: the endpoint that gave it, where [`Affinity`] was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnsweredBy(pub SocketAddr);
+
 /// What is known of a request that has found its route.
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -149,6 +169,27 @@ impl<'a> Next<'a> {
     /// When the request came.
     pub fn arrived(&self) -> Instant {
         self.exchange.arrived
+    }
+
+    /// The path and query that the service sees, where the route changes them.
+    pub fn target(&self) -> Option<&'a PathAndQuery> {
+        self.exchange.matched.path.as_ref()
+    }
+
+    /// How long the service's policy gives a whole call; for waits that nothing else bounds.
+    pub fn timeout(&self) -> Duration {
+        let timeout = self.pipeline.timeout_of(&self.exchange.matched.service);
+        if timeout.is_zero() { Duration::from_secs(10) } else { timeout }
+    }
+
+    /// Where the service's instances are that are up.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        self.pipeline.endpoints_of(&self.exchange.matched.service)
+    }
+
+    /// A counter on the page of metrics, the same for the same family and labels; to be kept, for finding it takes a lock.
+    pub fn counter(&self, family: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Arc<Counter> {
+        self.pipeline.counter(family, help, labels)
     }
 
     /// For calls to other services, under their policies; may outlive the request.

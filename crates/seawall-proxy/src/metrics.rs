@@ -64,6 +64,14 @@ impl ServiceMetrics {
 #[derive(Debug, Default)]
 pub struct Registry {
     services: Mutex<BTreeMap<ServiceName, Blocks>>,
+    filters: Mutex<BTreeMap<&'static str, Family>>,
+}
+
+/// Counters of filters, by their labels.
+#[derive(Debug)]
+struct Family {
+    help: &'static str,
+    counters: BTreeMap<Vec<(&'static str, String)>, Arc<Counter>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +85,24 @@ impl Registry {
         let block = Arc::new(ServiceMetrics::default());
         self.services().entry(service.clone()).or_default().workers.push(block.clone());
         block
+    }
+
+    /// The counter of a filter; the same for the same family and labels.
+    pub fn counter(&self, family: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Arc<Counter> {
+        let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = filters.entry(family).or_insert_with(|| Family { help, counters: BTreeMap::new() });
+        family.counters.entry(labels).or_default().clone()
+    }
+
+    fn write_filters(&self, page: &mut Page) {
+        for (name, family) in self.filters.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            page.family(name, "counter", family.help);
+            for (labels, counter) in &family.counters {
+                let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, value as &dyn Display)).collect();
+                page.sample(name, &labels, counter.get());
+            }
+        }
     }
 
     fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Blocks>> {
@@ -187,6 +213,7 @@ pub fn page(upstreams: &Upstreams) -> String {
     }
     drop(services);
     policies(&mut page, &upstreams.guards());
+    upstreams.metrics().write_filters(&mut page);
     page.family("seawall_snapshot_revision", "gauge", "The revision of the registry that is in use.");
     page.sample("seawall_snapshot_revision", &[], upstreams.snapshot().revision);
     page.into_text()

@@ -25,13 +25,14 @@ use hyper::body::Incoming;
 use seawall_resilience::http::Head;
 use seawall_resilience::retry::NoRetry;
 use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead, deadline};
+use seawall_telemetry::metrics::Counter;
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
 use crate::attempt::Attempt;
 use crate::balance;
 use crate::body::{RequestBody, ResponseBody};
-use crate::filter::{Exchange, Fixed, Next, Step};
+use crate::filter::{Affinity, AnsweredBy, CalledBy, Exchange, Fixed, Next, Step};
 use crate::headers::{self, Forwarding};
 use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::send;
@@ -119,6 +120,7 @@ struct Call {
     deadline: Deadline,
     priority: Priority,
     trace: u128,
+    affinity: Option<Affinity>,
     /// Where it has been sent already; hedged attempts ask side by side.
     tried: Mutex<Vec<SocketAddr>>,
 }
@@ -242,6 +244,22 @@ impl Pipeline {
     /// How long the policy gives a whole call of `service`.
     pub fn timeout_of(&self, service: &ServiceName) -> Duration {
         self.view.get(service.as_str()).map_or(Duration::ZERO, |upstream| upstream.guard.timeout.limits().0)
+    }
+
+    /// Where the instances of `service` are that are up.
+    pub(crate) fn endpoints_of(&self, service: &ServiceName) -> Vec<SocketAddr> {
+        let upstream = self.view.get(service.as_str());
+        upstream.map_or_else(Vec::new, |upstream| upstream.endpoints.iter().map(|endpoint| endpoint.addr).collect())
+    }
+
+    /// See [`Next::counter`].
+    pub(crate) fn counter(
+        &self,
+        family: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Arc<Counter> {
+        self.view.upstreams().metrics().counter(family, help, labels)
     }
 
     /// Asks for the rate, then makes the attempts, in the chain of calls that the request belongs to.
@@ -437,7 +455,11 @@ impl Pipeline {
                 if deadline.callers && until == deadline.at && over && response.status().is_server_error() {
                     attempt.give_up();
                 }
-                Ok(attempt.answered(response, connection))
+                let mut response = attempt.answered(response, connection);
+                if call.affinity.is_some() {
+                    response.extensions_mut().insert(AnsweredBy(endpoint.addr));
+                }
+                Ok(response)
             }
             Err(error) => {
                 fail(attempt, error.reason);
@@ -504,7 +526,9 @@ async fn prepare(
     let trace = headers::trace(&mut parts.headers).trace_id();
     let priority = headers::priority(&parts.headers);
     parts.headers.remove(EXPECT);
-    parts.headers.insert(HOST, upstream.host.clone());
+    let called_by = parts.extensions.remove().map_or_else(|| upstream.host.clone(), |CalledBy(host)| host);
+    parts.headers.insert(HOST, called_by);
+    let affinity = parts.extensions.remove::<Affinity>();
     let path = matched.path.clone().or_else(|| parts.uri.path_and_query().cloned());
     parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     parts.version = Version::HTTP_11;
@@ -530,7 +554,7 @@ async fn prepare(
             body
         };
     }
-    let call = Call { deadline, priority, trace, tried: Mutex::default() };
+    let call = Call { deadline, priority, trace, affinity, tried: Mutex::default() };
     Ok(Prepared { upstream, request: Request::from_parts(parts, body), call, repeatable })
 }
 
@@ -574,7 +598,10 @@ async fn admit(upstream: &Arc<Upstream>, call: &Call) -> Result<Admitted, Reject
 /// Chooses an endpoint and counts the call as under way there.
 fn pick(upstream: &Arc<Upstream>, admitted: Admitted, call: &Call, now: Instant) -> Attempt {
     let mut tried = call.tried();
-    let endpoint = balance::pick(&upstream.endpoints, &tried, now, |below| fastrand::usize(..below)).cloned();
+    let endpoints = &upstream.endpoints;
+    let wanted = call.affinity.and_then(|affinity| balance::prefer(endpoints, &tried, affinity));
+    let picked = wanted.or_else(|| balance::pick(endpoints, &tried, now, |below| fastrand::usize(..below)));
+    let endpoint = picked.cloned();
     if let Some(endpoint) = &endpoint {
         endpoint.load.begin();
         tried.push(endpoint.addr);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use seawall_control::SERVICE as CONTROL;
-use seawall_gateway::RouteTable;
+use seawall_gateway::{FilterConfig, RouteTable};
 use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
 use seawall_schedule::Job;
@@ -113,12 +113,14 @@ impl Checker<'_> {
         let config = self.config;
         for (name, gateway) in &config.gateways {
             let front = ["gateways", name.as_str()];
-            if let Err(problems) = RouteTable::try_new(&gateway.routes, gateway.precedence) {
+            if let Err(problems) = RouteTable::of(gateway) {
                 for problem in problems {
                     self.at(&front, &problem.path, problem.what);
                 }
             }
+            self.filters(&["gateways", name.as_str()], &gateway.filters);
             for (at, route) in gateway.routes.iter().enumerate() {
+                self.filters(&["gateways", name.as_str(), "routes", &at.to_string()], &route.filters);
                 if let Some(service) = &route.to {
                     self.known(&["gateways", name.as_str(), "routes", &at.to_string(), "to"], service);
                 }
@@ -128,6 +130,17 @@ impl Checker<'_> {
             }
             if gateway.connections == 0 {
                 self.at(&front, "connections", "`connections` is 0, allowed is 1 to 1000000".into());
+            }
+        }
+    }
+
+    /// The services that filters name.
+    fn filters(&mut self, front: &[&str], filters: &[FilterConfig]) {
+        for (at, filter) in filters.iter().enumerate() {
+            for (place, service) in filter.services() {
+                let at = at.to_string();
+                let path: Vec<&str> = front.iter().copied().chain(["filters", &*at]).chain(place.split('.')).collect();
+                self.known(&path, service);
             }
         }
     }

@@ -11,6 +11,7 @@ mod elections;
 mod etcd;
 mod explain;
 mod fenced;
+mod filters;
 mod fleet;
 mod hosts;
 mod latches;
