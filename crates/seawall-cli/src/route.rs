@@ -147,6 +147,8 @@ fn effect(filter: &FilterConfig) -> String {
             format!("the request says which of the services {} it goes to", among.join(", "))
         }
         FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),
+        FilterConfig::Jwt(jwt) if jwt.optional => "a token is verified, if there is one".to_owned(),
+        FilterConfig::Jwt(_) => "a token is needed, and verified".to_owned(),
         FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
         FilterConfig::Respond(answer) => format!("{} is answered", answer.status),
     }

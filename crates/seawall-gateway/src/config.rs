@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use seawall_types::{Period, ServiceName};
@@ -42,6 +43,14 @@ pub struct GatewayConfig {
     /// The routes.
     #[serde(default)]
     pub routes: Vec<RouteConfig>,
+}
+
+impl GatewayConfig {
+    /// Lets the paths of files that its filters name begin at `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        let routes = self.routes.iter_mut().flat_map(|route| &mut route.filters);
+        self.filters.iter_mut().chain(routes).for_each(|filter| filter.resolve(base));
+    }
 }
 
 fn loopback() -> SocketAddr {

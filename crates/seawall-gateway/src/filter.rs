@@ -1,12 +1,14 @@
 //! What is written between a route and its service, and the steps that it becomes.
 
 mod host;
+mod jwt;
 mod location;
 mod request_id;
 mod response_header;
 mod service;
 mod size;
 
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::host::Host;
+pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
 pub use self::request_id::RequestIdConfig;
 use self::response_header::Head;
@@ -90,6 +93,8 @@ pub enum FilterConfig {
     ToService(ServiceConfig),
     /// Names each request in a header, for the service and for the client.
     RequestId(RequestIdConfig),
+    /// Lets pass who has a signed token, a JSON Web Token.
+    Jwt(Box<JwtConfig>),
     /// Sends the client elsewhere. Nothing else is asked.
     Redirect(RedirectConfig),
     /// Answers by itself. Nothing else is asked.
@@ -199,6 +204,7 @@ impl Filters {
                     self.request(vec![HeaderOp::Copy(name(from)?, name(to)?)]);
                 }
             }
+            FilterConfig::Jwt(config) => self.around(jwt::Jwt::try_new(config)?),
             FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
             FilterConfig::SecurityHeaders(own) => self.response(security(own)?),
             FilterConfig::Redirect(_) | FilterConfig::Respond(_) if self.answer.is_some() => {
@@ -338,7 +344,21 @@ impl FilterConfig {
                 let among = config.among.iter().enumerate();
                 among.map(|(at, service)| (format!("to_service.among.{at}"), service)).collect()
             }
+            Self::Jwt(config) => {
+                config.service().map(|service| ("jwt.keys.service".to_owned(), service)).into_iter().collect()
+            }
             _ => Vec::new(),
+        }
+    }
+
+    /// Lets the paths of files that it names begin at `base`.
+    pub(crate) fn resolve(&mut self, base: &Path) {
+        let files: Vec<&mut PathBuf> = match self {
+            Self::Jwt(config) => config.keys.files().collect(),
+            _ => Vec::new(),
+        };
+        for file in files {
+            *file = base.join(&*file);
         }
     }
 }
@@ -370,7 +390,7 @@ fn security(own: &BTreeMap<String, String>) -> Result<Vec<HeaderOp>, FilterError
     usual.chain(own).map(|(field, text)| Ok(HeaderOp::Default(name(field)?, value(text)?))).collect()
 }
 
-fn name(text: &str) -> Result<HeaderName, FilterError> {
+pub(crate) fn name(text: &str) -> Result<HeaderName, FilterError> {
     let name = HeaderName::from_str(text).map_err(|_| FilterError(format!("`{text}` is not a header name")))?;
     // Changing these would change where a message ends.
     const FRAMING: [&str; 5] = ["content-length", "transfer-encoding", "connection", "te", "upgrade"];

@@ -1,5 +1,6 @@
 //! The front door: a table of routes on top of the data plane.
 
+mod auth;
 mod config;
 mod filter;
 mod index;
@@ -8,10 +9,15 @@ mod path;
 mod table;
 mod target;
 
+pub use auth::claims::ClaimConfig;
+pub use auth::credential::CredentialConfig;
+pub use auth::identity::Identity;
+pub use auth::jwk::Algorithm;
+pub use auth::keys::KeysConfig;
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
-    DedupeConfig, FallbackConfig, FilterConfig, FilterError, Keep, LocationConfig, RedirectConfig, RequestIdConfig,
-    RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
+    DedupeConfig, FallbackConfig, FilterConfig, FilterError, JwtConfig, Keep, LocationConfig, RedirectConfig,
+    RequestIdConfig, RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
 };
 pub use table::{RouteProblem, RouteTable, Verdict};
 

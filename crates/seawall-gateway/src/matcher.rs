@@ -40,7 +40,7 @@ pub(crate) enum Host {
 
 /// What a value has to be.
 #[derive(Debug)]
-enum Text {
+pub(crate) enum Text {
     Any,
     Is(String),
     Fits(Regex),
@@ -88,7 +88,7 @@ pub(crate) enum Miss {
 }
 
 impl Text {
-    fn try_new(config: &ValueConfig) -> Result<Self, String> {
+    pub(crate) fn try_new(config: &ValueConfig) -> Result<Self, String> {
         match config {
             ValueConfig::Is(value) if value == "*" => Ok(Self::Any),
             ValueConfig::Is(value) => Ok(Self::Is(value.clone())),
@@ -96,7 +96,7 @@ impl Text {
         }
     }
 
-    fn is(&self, given: &[u8]) -> bool {
+    pub(crate) fn is(&self, given: &[u8]) -> bool {
         match self {
             Self::Any => true,
             Self::Is(value) => value.as_bytes() == given,
@@ -138,7 +138,7 @@ fn time(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| format!("`{text}` is not a time such as 2026-12-24T18:00:00Z"))
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
     text.parse().ok().or_else(address).ok_or_else(|| format!("`{text}` is no address or network such as 10.0.0.0/8"))
 }
@@ -386,7 +386,7 @@ fn all_cover<N: PartialEq>(mine: &[(N, Text)], theirs: &[(N, Text)]) -> bool {
     mine.iter().all(|(name, value)| theirs.iter().any(|(n, v)| n == name && value.covers(v)))
 }
 
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     let values = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(';')).filter_map(|pair| {
         let (name, value) = pair.trim().split_once('=')?;

@@ -108,7 +108,7 @@ pub(crate) fn nothing() -> Result<Loaded, ConfigError> {
 }
 
 fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
-    match read(&text, std::env::vars()) {
+    match read(&text, std::env::vars(), file.parent().unwrap_or(Path::new("/"))) {
         Ok(config) => Ok(Loaded { config, file }),
         Err(mistakes) => Err(ConfigError { name, text, mistakes }),
     }
@@ -150,8 +150,12 @@ fn set(tree: &mut Node, variables: impl Iterator<Item = (String, String)>) {
     }
 }
 
-/// Text and variables to a configuration, or to all mistakes in their order.
-pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
+/// Text and variables to a configuration, or to all mistakes in their order. Relative paths begin at `base`.
+pub(super) fn read(
+    text: &str,
+    variables: impl Iterator<Item = (String, String)>,
+    base: &Path,
+) -> Result<Config, Vec<Mistake>> {
     let (mut tree, twice) = tree::parse(text).map_err(|error| {
         let path = "the file".to_owned();
         let hint = Some("look at the indentation, quotes and brackets here and just above".to_owned());
@@ -170,7 +174,7 @@ pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>
     for path in schema::lists_for_blocks(&tree.to_value()) {
         mend(&mut tree, &path, "invalid type: sequence, expected a map", &mut mistakes);
     }
-    let config = loop {
+    let mut config = loop {
         match serde_path_to_error::deserialize::<_, Config>(tree.to_value()) {
             Ok(config) => break Some(config),
             Err(error) => {
@@ -182,7 +186,8 @@ pub(super) fn read(text: &str, variables: impl Iterator<Item = (String, String)>
             }
         }
     };
-    if let Some(config) = &config {
+    if let Some(config) = &mut config {
+        config.gateways.values_mut().for_each(|gateway| gateway.resolve(base));
         mistakes.extend(check::check(config, &tree));
     }
     mistakes.sort_by_key(|mistake| match &mistake.place {

@@ -1,7 +1,7 @@
 use super::*;
 
 fn mistakes(text: &str) -> Vec<(String, String, String)> {
-    let Err(found) = read(text, std::iter::empty()) else { return Vec::new() };
+    let Err(found) = read(text, std::iter::empty(), Path::new("/")) else { return Vec::new() };
     let error = ConfigError { name: "seawall.yaml".into(), text: text.into(), mistakes: found };
     let rendered = error.render(false);
     let shown = |mistake: &Mistake| {
@@ -74,8 +74,8 @@ sagas:
 #[test]
 fn mistakes_in_the_environment_are_named() {
     let variable = |value: &str| std::iter::once(("SEAWALL__CONTROL__TTL".to_owned(), value.to_owned()));
-    assert_eq!(read("", variable("9s")).unwrap().control.ttl.as_secs(), 9);
-    let mistakes = read("", variable("9")).unwrap_err();
+    assert_eq!(read("", variable("9s"), Path::new("/")).unwrap().control.ttl.as_secs(), 9);
+    let mistakes = read("", variable("9"), Path::new("/")).unwrap_err();
     let text = ConfigError { name: "f".into(), text: String::new(), mistakes }.to_string();
     assert!(text.contains("SEAWALL__CONTROL__TTL"), "{text}");
 }
@@ -92,7 +92,7 @@ fn documented_policies() -> Vec<seawall_resilience::Policies> {
     let text = std::fs::read_to_string(path).unwrap();
     let chapter = text.split("\n## ").find(|chapter| chapter.starts_with("policies\n")).unwrap();
     let blocks = chapter.split("```yaml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
-    blocks.map(|yaml| read(yaml, std::iter::empty()).unwrap().policies).collect()
+    blocks.map(|yaml| read(yaml, std::iter::empty(), Path::new("/")).unwrap().policies).collect()
 }
 
 fn absent(value: &serde_json::Value, path: &str, found: &mut std::collections::BTreeSet<String>) {
