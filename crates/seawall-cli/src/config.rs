@@ -8,7 +8,7 @@ pub(crate) mod load;
 mod schema;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use seawall_control::ControlConfig;
 use seawall_coord::{LocksUrl, Need};
 use seawall_gateway::GatewayConfig;
+use seawall_proxy::Protocol;
 use seawall_resilience::Policies;
 use seawall_saga::{Plan, PlanConfig};
 use seawall_schedule::JobConfig;
@@ -55,6 +56,14 @@ pub(crate) struct CoordinationConfig {
     /// holder most of the time. A backend that cannot give it is refused.
     #[schemars(with = "String", extend("enum" = ["fence", "lease", "best"]))]
     pub(crate) need: Need,
+}
+
+impl Config {
+    /// What the services speak that do not speak HTTP/1.1.
+    pub(crate) fn protocols(&self) -> HashMap<ServiceName, Protocol> {
+        let services = self.services.iter().map(|(name, service)| (name.clone(), service.protocol));
+        services.filter(|(_, protocol)| *protocol != Protocol::default()).collect()
+    }
 }
 
 /// A checked file and where it stands.

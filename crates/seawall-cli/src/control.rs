@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let control = Control::bind(config, loaded.config.policies.clone(), loaded.plans()).await?;
-        let control = control.cron(loaded.config.cron.clone());
+        let control = control.cron(loaded.config.cron.clone()).protocols(loaded.config.protocols());
         hangup.reload(&loaded, control.upstreams());
         let mut served = tokio::spawn(control.run(drain));
         tokio::select! {

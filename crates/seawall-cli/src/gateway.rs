@@ -35,6 +35,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone())?;
         hangup.reload(&loaded, upstreams.clone());
+        upstreams.speak(loaded.config.protocols());
         let gateway = Gateway::bind(name, config.clone())?;
         let addr = gateway.addr();
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };

@@ -64,7 +64,7 @@ fn request(args: &Args) -> anyhow::Result<http::request::Parts> {
 /// Whether any route takes it.
 fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<bool> {
     let parts = request(args)?;
-    let forwarding = Forwarding::new(args.from, gateway.trusted_hops);
+    let forwarding = Forwarding::new(args.from, gateway.trusted_hops, None);
     let asked = Asked::new(&parts, Some(&forwarding));
     let table = RouteTable::of(gateway);
     let table = table.map_err(|problems| anyhow::anyhow!("the routes of `{name}` are wrong: {}", problems[0]))?;

@@ -68,6 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             service: args.service.clone(),
             id: id.clone(),
             app: args.app,
+            protocol: service.protocol,
             inbound: args.inbound,
             outbound: args.outbound,
             workers: args.workers,
@@ -77,6 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             zone: service.zone,
         };
         let upstreams = Upstreams::new(loaded.config.policies.clone())?;
+        upstreams.speak(loaded.config.protocols());
         hangup.reload(&loaded, upstreams.clone());
         let sidecar = Sidecar::bind(config)?;
         let (inbound, outbound) = (sidecar.inbound(), sidecar.outbound());

@@ -8,7 +8,7 @@ mod store_api;
 
 pub use coord::{End, Ended, Explained};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use seawall_coord::{BackendError, Owner, StoreBackend};
 use seawall_drain::Drain;
-use seawall_proxy::{Client, Upstreams};
+use seawall_proxy::{Client, Protocol, Upstreams};
 use seawall_registry::{Registry, RegistryError};
 use seawall_resilience::{InvalidPolicies, Policies};
 use seawall_saga::log::{Log, LogError};
@@ -140,6 +140,13 @@ impl Control {
         let (jobs, cron) = (Jobs::new(store.clone()), BTreeMap::new());
         let store = StoreApi::new(store, config.store, limit, config.data);
         Ok(Self { listener, addr, registry, locks, jobs, queues, cron, upstreams, log, plans, store })
+    }
+
+    /// The same where some services that sagas call speak something else than HTTP/1.1.
+    #[must_use]
+    pub fn protocols(self, protocols: HashMap<ServiceName, Protocol>) -> Self {
+        self.upstreams.speak(protocols);
+        self
     }
 
     /// The same with the scheduled jobs of a file. Those of a former file that are not among them are removed.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use schemars::JsonSchema;
+use seawall_proxy::tls::TlsConfig;
 use seawall_types::{Period, ServiceName};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ use crate::filter::{FallbackConfig, FilterConfig};
 pub struct GatewayConfig {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// TLS on `listen`. Default: clear text.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
     /// Where it answers `/metrics`, `/healthz`, `/readyz` and `/status`. Default: a free port of 127.0.0.1.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
@@ -50,6 +54,7 @@ impl GatewayConfig {
     pub fn resolve(&mut self, base: &Path) {
         let routes = self.routes.iter_mut().flat_map(|route| &mut route.filters);
         self.filters.iter_mut().chain(routes).for_each(|filter| filter.resolve(base));
+        self.tls = self.tls.take().map(|tls| tls.within(base));
     }
 }
 

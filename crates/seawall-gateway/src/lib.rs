@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use seawall_drain::Drain;
+use seawall_proxy::tls::{Tls, TlsError};
 use seawall_proxy::{Server, ServerConfig, Upstreams};
 
 /// A gateway that could not start.
@@ -38,6 +39,14 @@ pub enum GatewayError {
         name: Arc<str>,
         /// What is wrong.
         problems: Vec<RouteProblem>,
+    },
+    /// Its certificates.
+    #[error("gateway `{name}`: tls: {source}")]
+    Tls {
+        /// The gateway.
+        name: Arc<str>,
+        /// What is wrong.
+        source: TlsError,
     },
     /// Its address.
     #[error("gateway `{name}` cannot listen on {addr}: {source}")]
@@ -76,12 +85,15 @@ impl Gateway {
         let name: Arc<str> = name.into();
         let table =
             RouteTable::of(&config).map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
+        let tls = config.tls.map(Tls::start).transpose();
+        let tls = tls.map_err(|source| GatewayError::Tls { name: name.clone(), source })?;
         let server = Server::bind(ServerConfig {
             name: format!("gateway {name}").into(),
             listen: config.listen,
             workers: config.workers.map_or_else(cores, usize::from),
             connections: config.connections as usize,
             edge: Some(config.trusted_hops),
+            tls,
         })
         .map_err(|source| GatewayError::Listen { name: name.clone(), addr: config.listen, source })?;
         Ok(Self { name, table, server })

@@ -383,7 +383,7 @@ mod tests {
             if let Some(value) = cookie {
                 request = request.header("cookie", value);
             }
-            (request.body(()).unwrap().into_parts().0, Forwarding::new(client.parse().unwrap(), 0))
+            (request.body(()).unwrap().into_parts().0, Forwarding::new(client.parse().unwrap(), 0, None))
         }
     }
 
@@ -445,7 +445,7 @@ mod tests {
             { "id": "header", "match": { "path": "/h", "headers": { "x-v": { "regex": "2[.].*" } } }, "to": "x" },
         ]))
         .unwrap();
-        let from = Forwarding::new("10.9.8.7".parse().unwrap(), 0);
+        let from = Forwarding::new("10.9.8.7".parse().unwrap(), 0, None);
         for (uri, headers, id, why_not) in [
             ("/q?page=1&sort=a", &[][..], Some(0), ""),
             ("/q?page=1&sort=ad", &[], None, "the query's sort has to be what fits ^(?:a|d)$, it is `ad`"),
@@ -472,7 +472,7 @@ mod tests {
             assert!(why_not.is_empty() || verdicts.iter().any(said), "{uri}: {verdicts:?}");
         }
         let parts = Request::builder().uri("/s").body(()).unwrap().into_parts().0;
-        let stranger = Forwarding::new("192.0.2.1".parse().unwrap(), 0);
+        let stranger = Forwarding::new("192.0.2.1".parse().unwrap(), 0, None);
         assert!(table.route(&Asked::new(&parts, Some(&stranger))).is_err());
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Response, Version};
+use http::header::UPGRADE;
+use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use seawall_resilience::http::Head;
 use seawall_resilience::{Outcome, Report, Tick, accepted, breaker, bulkhead, ended};
@@ -12,6 +13,7 @@ use crate::body::ResponseBody;
 use crate::headers;
 use crate::pool::Connection;
 use crate::reject::Reason;
+use crate::tunnel::Tunnel;
 use crate::upstream::{Endpoint, Handle, Upstream};
 
 /// A request about to be sent to one endpoint. Dropped before its end it says as much as its age does: a call given up
@@ -85,6 +87,9 @@ impl Attempt {
     /// The head of a response is here; what the attempt holds travels on with the body.
     pub(crate) fn answered(self, response: Response<Incoming>, connection: Connection) -> Response<ResponseBody> {
         let latency = self.upstream.guard.clock().precise().since(self.begun);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switched(response, connection, latency);
+        }
         let (mut parts, body) = response.into_parts();
         let head = Head::new(parts.status, &parts.headers);
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -92,6 +97,29 @@ impl Attempt {
         let idle = self.upstream.guard.timeout.limits().0;
         let record = Record { attempt: self, connection: Some(connection), head, latency };
         Response::from_parts(parts, ResponseBody::stream(body, record, idle))
+    }
+}
+
+impl Attempt {
+    /// The service speaks another protocol from here on; what the attempt holds travels on with the tunnel.
+    fn switched(
+        self,
+        response: Response<Incoming>,
+        connection: Connection,
+        latency: Duration,
+    ) -> Response<ResponseBody> {
+        let head = Head::new(response.status(), response.headers());
+        let record = Record { attempt: self, connection: Some(connection), head, latency };
+        let mut switched = Response::new(ResponseBody::whole(""));
+        *switched.status_mut() = response.status();
+        switched.headers_mut().clone_from(response.headers());
+        let protocol = switched.headers().get(UPGRADE).cloned();
+        headers::strip_hop_by_hop(switched.headers_mut());
+        if let Some(protocol) = protocol {
+            headers::set_upgrade(switched.headers_mut(), protocol);
+        }
+        switched.extensions_mut().insert(Tunnel::new(hyper::upgrade::on(response), record));
+        switched
     }
 }
 

@@ -1,13 +1,17 @@
 //! Headers that belong to one hop, and headers that the hops add.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
-use http::{Uri, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use http::request::Parts;
+use http::{Method, Uri, Version};
 use seawall_resilience::Priority;
 use seawall_telemetry::TraceContext;
 use seawall_types::header::{PRIORITY, RETRIES_LEFT, TIMEOUT};
+
+use crate::tls::Secure;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -52,26 +56,47 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What a request wants to change to, if it may (RFC 9110, 7.8): HTTP/1.1 without a body into anything but another HTTP or TLS,
+/// which would go past the gateway's own eyes.
+pub(crate) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let protocol = parts.headers.get(UPGRADE)?;
+    let tokens = parts.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let asked = tokens.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    let first = protocol.to_str().ok()?.split(['/', ',']).next()?.trim();
+    let known = ["h2c", "h2", "tls", "http"].iter().any(|known| first.eq_ignore_ascii_case(known));
+    let empty = !parts.headers.contains_key(CONTENT_LENGTH) && !parts.headers.contains_key(TRANSFER_ENCODING);
+    (asked && !known && empty && parts.version == Version::HTTP_11 && parts.method == Method::GET)
+        .then(|| protocol.clone())
+}
+
+/// Asks for, or agrees to, another protocol.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(UPGRADE, protocol);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
 /// What a connection adds to each of its requests; made once for it.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     ip: IpAddr,
     peer: HeaderValue,
     element: String,
+    secure: Option<Arc<Secure>>,
     trusted_hops: u8,
 }
 
 impl Forwarding {
-    /// For requests from `peer`. `trusted_hops` proxies in front of this one are believed; with 0 whatever the client
+    /// For requests from `peer`, by TLS if that is known. `trusted_hops` proxies in front of this one are believed; with 0 whatever the client
     /// says about itself is replaced.
-    pub fn new(peer: IpAddr, trusted_hops: u8) -> Self {
+    pub fn new(peer: IpAddr, trusted_hops: u8, secure: Option<Arc<Secure>>) -> Self {
         let ip = peer.to_canonical();
+        let proto = if secure.is_some() { "https" } else { "http" };
         let element = match ip {
-            IpAddr::V4(v4) => format!("for={v4};proto=http"),
-            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http"),
+            IpAddr::V4(v4) => format!("for={v4};proto={proto}"),
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto={proto}"),
         };
         let peer = HeaderValue::try_from(ip.to_string()).expect("an address is a valid header value");
-        Self { ip, peer, element, trusted_hops }
+        Self { ip, peer, element, secure, trusted_hops }
     }
 
     /// Who asks: the peer, or, behind so many trusted hops, the address that the farthest of them wrote down. What they did not
@@ -91,6 +116,15 @@ impl Forwarding {
         farthest.and_then(address).map_or(self.ip, |ip: IpAddr| ip.to_canonical())
     }
 
+    /// What TLS knows of the connection.
+    pub fn secure(&self) -> Option<&Secure> {
+        self.secure.as_deref()
+    }
+
+    fn proto(&self) -> HeaderValue {
+        HeaderValue::from_static(if self.secure.is_some() { "https" } else { "http" })
+    }
+
     /// Adds `X-Forwarded-For`, `-Host`, `-Proto` and `Forwarded` (RFC 7239).
     pub fn apply(&self, headers: &mut HeaderMap, host: Option<HeaderValue>) {
         let mut element = self.element.clone();
@@ -106,7 +140,7 @@ impl Forwarding {
                 headers.remove(name);
             }
             headers.insert(X_FORWARDED_FOR, self.peer.clone());
-            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            headers.insert(X_FORWARDED_PROTO, self.proto());
             match host {
                 Some(host) => drop(headers.insert(X_FORWARDED_HOST, host)),
                 None => drop(headers.remove(X_FORWARDED_HOST)),
@@ -118,7 +152,7 @@ impl Forwarding {
         }
         self.extend(headers, X_FORWARDED_FOR, self.peer.to_str().unwrap_or_default());
         self.extend(headers, FORWARDED, &element);
-        headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+        headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto());
         if let Some(host) = host {
             headers.entry(X_FORWARDED_HOST).or_insert(host);
         }
@@ -191,6 +225,14 @@ pub fn priority(headers: &HeaderMap) -> Priority {
     word.and_then(|word| all.into_iter().find(|priority| priority.as_str() == word.trim())).unwrap_or_default()
 }
 
+/// A host without its port.
+pub(crate) fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
 /// The host that the client asked for, from the request line or the header.
 pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
     match uri.authority() {
@@ -199,12 +241,21 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
     }
 }
 
-/// What RFC 9112, 3.2 demands of the `Host` field; the reason when it is not met.
-pub fn bad_host(version: Version, headers: &HeaderMap) -> Option<&'static str> {
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => Some("more than one Host header"),
-        (None, None) if version == Version::HTTP_11 => Some("no Host header"),
+/// What RFC 9112, 3.2 and RFC 9113, 8.3.1 demand of the host; the reason when it is not met.
+pub fn bad_host(parts: &Parts) -> Option<&'static str> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    match (first, parts.uri.authority()) {
+        _ if second.is_some() => Some("more than one Host header"),
+        (None, _) if parts.version == Version::HTTP_11 => Some("no Host header"),
+        (None, None) if parts.version == Version::HTTP_2 => Some("no :authority"),
+        (Some(host), Some(authority))
+            if parts.version == Version::HTTP_2
+                && !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
+            Some(":authority and Host differ")
+        }
+        (_, Some(authority)) if authority.as_str().contains('@') => Some("a host with user information"),
         _ => None,
     }
 }
@@ -230,7 +281,11 @@ mod tests {
             (1, &["3.3.3.3:4711"], "3.3.3.3"),
         ] {
             let fields: Vec<_> = given.iter().map(|value| ("x-forwarded-for", *value)).collect();
-            assert_eq!(Forwarding::new(peer, trusted).client(&map(&fields)).to_string(), client, "{trusted} {given:?}");
+            assert_eq!(
+                Forwarding::new(peer, trusted, None).client(&map(&fields)).to_string(),
+                client,
+                "{trusted} {given:?}"
+            );
         }
     }
 
@@ -273,13 +328,13 @@ mod tests {
         let text = |headers: &HeaderMap, name: &str| headers[name].to_str().unwrap().to_owned();
 
         let mut headers = map(&spoofed);
-        Forwarding::new("9.9.9.9".parse().unwrap(), 0).apply(&mut headers, host.clone());
+        Forwarding::new("9.9.9.9".parse().unwrap(), 0, None).apply(&mut headers, host.clone());
         assert_eq!(text(&headers, "x-forwarded-for"), "9.9.9.9");
         assert_eq!(text(&headers, "forwarded"), "for=9.9.9.9;proto=http;host=\"shop.example\"");
         assert_eq!(text(&headers, "x-forwarded-host"), "shop.example");
 
         let mut headers = map(&spoofed);
-        Forwarding::new("::1".parse().unwrap(), 1).apply(&mut headers, host);
+        Forwarding::new("::1".parse().unwrap(), 1, None).apply(&mut headers, host);
         assert_eq!(text(&headers, "x-forwarded-for"), "2.2.2.2, ::1");
         assert!(text(&headers, "forwarded").ends_with("for=\"[::1]\";proto=http;host=\"shop.example\""));
     }

@@ -15,11 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use seawall_resilience::http::Head;
@@ -35,7 +34,7 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::filter::{Affinity, AnsweredBy, CalledBy, Exchange, Fixed, Next, Step};
 use crate::headers::{self, Forwarding};
 use crate::reject::{self, Reason, Rejection, promises_unsent};
-use crate::send::send;
+use crate::send::{is_grpc, send};
 use crate::upstream::{Handle, Upstream, View};
 
 /// The largest request body that is kept so that it can be sent again.
@@ -181,11 +180,13 @@ impl Pipeline {
     ) -> Response<ResponseBody> {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
+        let grpc = is_grpc(&parts.headers);
         let matched = match route(router, &Asked::new(&parts, forwarding)) {
             Ok(matched) => matched,
             Err(RouteError { reason, detail }) => {
                 tracing::debug!(%reason, method = %parts.method, path = parts.uri.path(), detail, "no route");
-                return Rejection::unsent(reason, Arc::default(), detail).into_response();
+                let rejection = Rejection::unsent(reason, Arc::default(), detail);
+                return if grpc { rejection.into_grpc() } else { rejection.into_response() };
             }
         };
         let route = matched.route.clone();
@@ -193,7 +194,11 @@ impl Pipeline {
         let waits = route.steps.iter().any(|step| matches!(step, Step::Around(_)));
         let client = forwarding.filter(|_| waits).map(|forwarding| forwarding.client(&parts.headers));
         let host = headers::host(&parts.uri, &parts.headers);
+        let upgrade = headers::upgrade(&parts);
         headers::strip_hop_by_hop(&mut parts.headers);
+        if let Some(protocol) = upgrade {
+            headers::set_upgrade(&mut parts.headers, protocol);
+        }
         if let Some(forwarding) = forwarding {
             forwarding.apply(&mut parts.headers, host);
         }
@@ -205,10 +210,11 @@ impl Pipeline {
     /// What is after the last step: the service, or the answer that stands for it.
     pub(crate) async fn end(&self, exchange: &Exchange, request: Request<RequestBody>) -> Response<ResponseBody> {
         let Exchange { matched, arrived, .. } = exchange;
-        match &matched.answer {
-            Some(answer) => answer.response(),
-            None => answer(&matched.route, self.call(matched, request, *arrived).await),
+        if let Some(answer) = &matched.answer {
+            return answer.response();
         }
+        let grpc = is_grpc(request.headers());
+        answer(&matched.route, grpc, self.call(matched, request, *arrived).await)
     }
 
     /// Calls a service under its policies: everything between the routing and the answer.
@@ -431,7 +437,7 @@ impl Pipeline {
             reason => attempt.failed(reason.as_str()),
         };
         let sent = match trouble(upstream, until).await {
-            Trouble::None => send(&endpoint, request, begun, until).await,
+            Trouble::None => send(upstream, &endpoint, request, begun, until).await,
             Trouble::Answer(status) => {
                 let response = Response::builder().status(status).body(ResponseBody::whole("chaos answers\n"));
                 let response = response.expect("a status of its range makes a response");
@@ -493,8 +499,16 @@ fn route(router: &impl Router, asked: &Asked<'_>) -> Result<Matched, RouteError>
     if parts.method == Method::CONNECT {
         return bad("CONNECT is not supported");
     }
-    if let Some(why) = headers::bad_host(parts.version, &parts.headers) {
+    if let Some(why) = headers::bad_host(parts) {
         return bad(why);
+    }
+    if let Some(secure) = asked.forwarding.and_then(Forwarding::secure) {
+        let host = headers::host(&parts.uri, &parts.headers);
+        let host = host.as_ref().and_then(|host| host.to_str().ok()).map(headers::without_port).unwrap_or_default();
+        if !secure.serves(host) {
+            let detail = format!("`{host}` is not the host that the connection was made to");
+            return Err(RouteError { reason: Reason::Misdirected, detail });
+        }
     }
     if has_dot_segment(parts.uri.path()) {
         return bad("the path holds a `.` or `..` segment");
@@ -547,10 +561,6 @@ async fn prepare(
                 }
             }
         } else {
-            if body.size_hint().exact().is_none() {
-                // hyper takes a GET of unknown length for one without a body.
-                parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
             body
         };
     }
@@ -641,7 +651,7 @@ async fn trouble(upstream: &Upstream, until: Instant) -> Trouble {
 }
 
 /// The caller's answer: the service's own, or a fallback, or a plain rejection.
-fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> Response<ResponseBody> {
+fn answer(route: &Route, grpc: bool, result: Result<Response<ResponseBody>, Rejection>) -> Response<ResponseBody> {
     match (result, &route.fallback) {
         (Ok(response), Some(fallback)) if response.headers().contains_key(header::REJECTED) => {
             let (given, body) = response.into_parts();
@@ -660,6 +670,7 @@ fn answer(route: &Route, result: Result<Response<ResponseBody>, Rejection>) -> R
             rejection.mark(response.headers_mut());
             response
         }
+        (Err(rejection), _) if grpc => rejection.into_grpc(),
         (Err(rejection), _) => rejection.into_response(),
     }
 }

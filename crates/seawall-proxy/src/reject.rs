@@ -17,6 +17,8 @@ pub enum Reason {
     BadRequest,
     /// The client took too long to send its request.
     SlowClient,
+    /// It came by a connection for another host.
+    Misdirected,
     /// No route matches.
     NoRoute,
     /// The service has no instance that is up.
@@ -43,9 +45,10 @@ impl Reason {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::SlowClient,
+        Self::Misdirected,
         Self::NoRoute,
         Self::NoInstance,
         Self::Breaker,
@@ -63,6 +66,7 @@ impl Reason {
         match self {
             Self::BadRequest => "bad-request",
             Self::SlowClient => "slow-client",
+            Self::Misdirected => "misdirected",
             Self::NoRoute => "no-route",
             Self::NoInstance => "no-instance",
             Self::Breaker => "breaker",
@@ -78,13 +82,14 @@ impl Reason {
 
     /// Whether it is the caller's own doing: no fallback makes up for that.
     pub const fn blames_caller(self) -> bool {
-        matches!(self, Self::BadRequest | Self::SlowClient)
+        matches!(self, Self::BadRequest | Self::SlowClient | Self::Misdirected)
     }
 
     const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::SlowClient => StatusCode::REQUEST_TIMEOUT,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::RateLimit => StatusCode::TOO_MANY_REQUESTS,
             Self::NoInstance | Self::Breaker | Self::Bulkhead | Self::Throttle | Self::Chaos | Self::Connect => {
@@ -92,6 +97,18 @@ impl Reason {
             }
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Reset => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The same in gRPC's numbers.
+    const fn grpc_status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::Misdirected => 13,
+            Self::SlowClient => 1,
+            Self::NoRoute => 12,
+            Self::RateLimit | Self::Bulkhead => 8,
+            Self::Timeout => 4,
+            Self::NoInstance | Self::Breaker | Self::Throttle | Self::Chaos | Self::Connect | Self::Reset => 14,
         }
     }
 }
@@ -132,6 +149,21 @@ impl Rejection {
         *response.status_mut() = self.reason.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        self.mark(headers);
+        response
+    }
+
+    /// The answer to a caller that speaks gRPC: its clients look at trailers, which may be all there is.
+    pub fn into_grpc(self) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::whole(""));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", self.reason.grpc_status().into());
+        let plain = |c: char| (' '..='~').contains(&c) && c != '%';
+        let message: String = self.to_string().chars().map(|c| if plain(c) { c } else { '?' }).collect();
+        if let Ok(message) = message.try_into() {
+            headers.insert("grpc-message", message);
+        }
         self.mark(headers);
         response
     }

@@ -6,18 +6,25 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use http::header::UPGRADE;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use seawall_drain::{Drain, Guard};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_io_timeout::TimeoutWriter;
 
 use crate::headers::Forwarding;
+use crate::http2::{LOOK, Look, Watch};
 use crate::pipeline::{Pipeline, Router};
+use crate::tls::{Secure, Tls};
+use crate::tunnel::Tunnel;
 use crate::upstream::{Upstreams, View};
 
 /// A client that takes longer to send its headers, or that is silent for longer between requests, is let go.
@@ -26,6 +33,24 @@ const HEAD: Duration = Duration::from_secs(30);
 const STUCK: Duration = Duration::from_secs(30);
 /// How long a new connection has for its first request when the server begins to drain.
 const YOUNG: Duration = Duration::from_millis(250);
+/// How long the two sides may take to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// What HTTP/2 begins with (RFC 9113, 3.4), as far as no method of HTTP/1.1 does.
+const PREFACE: &[u8; 4] = b"PRI ";
+/// Between two looks at a connection that has sent a part of that and no more.
+const PREFACE_LOOK: Duration = Duration::from_millis(5);
+/// The longest head of a request, in bytes; larger ones are refused with 431.
+const MAX_HEAD: usize = 64 * 1024;
+/// Requests that one connection of HTTP/2 may have under way, and what they may send ahead: each, and together.
+const STREAMS: u32 = 128;
+const WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What is kept of an answer that its client has not taken yet, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+/// A connection of HTTP/2 on which nothing has come for so long is asked for a sign of life, which has `PONG` to come.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+
 /// Connections that the kernel holds until a worker takes them.
 const BACKLOG: i32 = 1024;
 
@@ -42,6 +67,8 @@ pub struct ServerConfig {
     pub connections: usize,
     /// At the edge: how many proxies in front of this one are believed. Elsewhere the headers are left alone.
     pub edge: Option<u8>,
+    /// TLS, or clear text.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// A bound server that does not accept yet.
@@ -90,6 +117,7 @@ impl Server {
                 connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
                 limit: self.config.connections.max(1) as u32,
                 edge: self.config.edge,
+                tls: self.config.tls.clone(),
                 name: self.config.name.clone(),
             });
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -126,7 +154,16 @@ struct Worker<R> {
     connections: Arc<Semaphore>,
     limit: u32,
     edge: Option<u8>,
+    tls: Option<Arc<Tls>>,
     name: Arc<str>,
+}
+
+/// One connection.
+struct Connection<'a> {
+    peer: SocketAddr,
+    forwarding: Option<Forwarding>,
+    accepted: Instant,
+    drain: &'a Drain,
 }
 
 impl<R: Router> Worker<R> {
@@ -179,39 +216,188 @@ impl<R: Router> Worker<R> {
         });
     }
 
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr, drain: Drain) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, drain: Drain) {
         let _ = stream.set_nodelay(true);
-        let forwarding = self.edge.map(|trusted| Forwarding::new(peer.ip(), trusted));
-        let service = service_fn(|request| async {
-            let response = self.pipeline.handle(&self.router, request, forwarding.as_ref()).await;
-            Ok::<_, std::convert::Infallible>(response)
-        });
+        let accepted = Instant::now();
+        let http2 = match self.tls {
+            // It is agreed on below.
+            Some(_) => false,
+            None => tokio::select! {
+                begins = begins_http2(&stream) => match begins {
+                    Ok(http2) => http2,
+                    Err(_) => return,
+                },
+                // It says nothing.
+                () = patience(accepted, HEAD, &drain) => return,
+            },
+        };
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(STUCK));
-        let accepted = Instant::now();
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service);
-        let mut connection = pin!(connection);
-        let mut signaled = pin!(drain.signaled());
-        let ended = tokio::select! {
-            biased;
-            ended = connection.as_mut() => ended,
-            () = &mut signaled => {
-                // Who has only just connected is about to send: hyper would close the connection unread.
-                let young = timeout_at(accepted + YOUNG, connection.as_mut()).await;
-                match young {
-                    Ok(ended) => ended,
-                    Err(_) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
+        let stream = Box::pin(stream);
+        let ended = match &self.tls {
+            None => {
+                let connection = self.connection(peer, accepted, &drain, None);
+                self.speak(TokioIo::new(stream), http2, connection).await
+            }
+            Some(tls) => {
+                let stream = tokio::select! {
+                    accepted = tls.acceptor().accept(stream) => match accepted {
+                        Ok(stream) => stream,
+                        Err(error) => return tracing::debug!(server = %self.name, %peer, %error, "no TLS"),
+                    },
+                    () = patience(accepted, HANDSHAKE, &drain) => {
+                        return tracing::debug!(server = %self.name, %peer, "no TLS in time");
                     }
-                }
+                };
+                let Some((secure, http2)) = tls.known(stream.get_ref().1) else { return };
+                let connection = self.connection(peer, accepted, &drain, Some(secure));
+                self.speak(TokioIo::new(Box::new(stream)), http2, connection).await
             }
         };
         if let Err(error) = ended {
             tracing::debug!(server = %self.name, %peer, %error, "a connection ended with an error");
+        }
+    }
+
+    fn connection<'a>(
+        &self,
+        peer: SocketAddr,
+        accepted: Instant,
+        drain: &'a Drain,
+        secure: Option<Arc<Secure>>,
+    ) -> Connection<'a> {
+        let forwarding = self.edge.map(|trusted| Forwarding::new(peer.ip(), trusted, secure));
+        Connection { peer, forwarding, accepted, drain }
+    }
+
+    async fn speak<S>(self: &Arc<Self>, stream: S, http2: bool, connection: Connection<'_>) -> Result<(), hyper::Error>
+    where
+        S: Read + Write + Unpin + Send + 'static,
+    {
+        if http2 { self.http2(stream, connection).await } else { self.http1(stream, connection).await }
+    }
+
+    async fn http1<S>(&self, stream: S, connection: Connection<'_>) -> Result<(), hyper::Error>
+    where
+        S: Read + Write + Unpin + Send + 'static,
+    {
+        let Connection { forwarding, accepted, drain, .. } = &connection;
+        let service = service_fn(|mut request: Request<Incoming>| async {
+            let changes = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
+            let mut response = self.pipeline.handle(&self.router, request, forwarding.as_ref()).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                && let (Some(tunnel), Some(client)) = (response.extensions_mut().remove::<Tunnel>(), changes)
+            {
+                let guard = drain.guard("tunnel");
+                tokio::spawn(async move {
+                    tunnel.run(client).await;
+                    drop(guard);
+                });
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        });
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(stream, service)
+            .with_upgrades();
+        let mut serving = pin!(serving);
+        let mut signaled = pin!(drain.signaled());
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => ended,
+            () = &mut signaled => {
+                // Who has only just connected is about to send: hyper would close the connection unread.
+                let young = timeout_at(*accepted + YOUNG, serving.as_mut()).await;
+                match young {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        serving.as_mut().graceful_shutdown();
+                        serving.await
+                    }
+                }
+            }
+        }
+    }
+
+    async fn http2<S>(self: &Arc<Self>, stream: S, connection: Connection<'_>) -> Result<(), hyper::Error>
+    where
+        S: Read + Write + Unpin + Send + 'static,
+    {
+        let Connection { peer, forwarding, drain, .. } = connection;
+        let watch = Watch::new();
+        let forwarding = Arc::new(forwarding);
+        // Requests are tasks of their own here.
+        let service = service_fn(|request: Request<Incoming>| {
+            let (worker, forwarding, under_way) = (self.clone(), forwarding.clone(), watch.request());
+            async move {
+                let response = worker.pipeline.handle(&worker.router, request, forwarding.as_ref().as_ref()).await;
+                Ok::<_, std::convert::Infallible>(response.map(|body| under_way.answered(body)))
+            }
+        });
+        let serving = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEAD as u32)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .serve_connection(stream, service);
+        let mut serving = pin!(serving);
+        let mut signaled = pin!(drain.signaled());
+        let mut look = tokio::time::interval(LOOK);
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                biased;
+                ended = serving.as_mut() => return ended,
+                () = &mut signaled, if !leaving => {
+                    leaving = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                _ = look.tick() => match watch.look(Instant::now()) {
+                    Look::Fine => {}
+                    Look::Idle if leaving => {}
+                    Look::Idle => {
+                        leaving = true;
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    Look::Abusive => {
+                        tracing::warn!(server = %self.name, %peer, "a client begins requests and gives them up: its connection is closed");
+                        return Ok(());
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Until a client that has connected at this time should have begun; when the server drains, it has less time.
+async fn patience(accepted: Instant, limit: Duration, drain: &Drain) {
+    let young = async {
+        drain.signaled().await;
+        sleep_until(accepted + YOUNG).await;
+    };
+    tokio::select! {
+        () = sleep_until(accepted + limit) => {}
+        () = young => {}
+    }
+}
+
+/// Whether a client that has connected speaks HTTP/2 without being asked; nothing of what it has sent is taken.
+async fn begins_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        match &first[..seen] {
+            [] => return Err(io::ErrorKind::UnexpectedEof.into()),
+            whole if whole == PREFACE => return Ok(true),
+            part if !PREFACE.starts_with(part) => return Ok(false),
+            // What is there already makes it ready at once.
+            _ => tokio::time::sleep(PREFACE_LOOK).await,
         }
     }
 }

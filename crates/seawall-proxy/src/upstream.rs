@@ -12,13 +12,27 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
+use http::uri::Authority;
+use schemars::JsonSchema;
 use seawall_resilience::Breaker;
 use seawall_resilience::{Bulkhead, Clock, Events, Guard, InvalidPolicies, Policies, breaker};
 use seawall_types::{ServiceName, Snapshot, Status};
+use serde::{Deserialize, Serialize};
 
 use crate::balance::Load;
 use crate::metrics::{Registry, ServiceMetrics};
 use crate::pool::Pool;
+
+/// What a service's instances are spoken to in, behind their sidecars.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1; gRPC and nothing else by HTTP/2.
+    #[default]
+    Http1,
+    /// HTTP/2, in clear text with prior knowledge (RFC 9113, 3.3); upgrades and nothing else by HTTP/1.1.
+    Http2,
+}
 
 /// Everything that this process knows about whom it can call; cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,6 +47,8 @@ struct Shared {
     version: AtomicU64,
     policies: seawall_resilience::Registry,
     metrics: Registry,
+    /// Of the services that do not speak the usual one.
+    protocols: ArcSwap<HashMap<ServiceName, Protocol>>,
 }
 
 impl Upstreams {
@@ -64,6 +80,7 @@ impl Upstreams {
                 version: AtomicU64::new(1),
                 policies,
                 metrics: Registry::default(),
+                protocols: ArcSwap::default(),
             }),
         })
     }
@@ -71,6 +88,12 @@ impl Upstreams {
     /// Replaces the snapshot. When this returns, no request that begins will pick what the snapshot leaves out.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
         self.shared.snapshot.store(snapshot);
+        self.shared.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Says what services speak; one that is not named speaks HTTP/1.1.
+    pub fn speak(&self, protocols: HashMap<ServiceName, Protocol>) {
+        self.shared.protocols.store(Arc::new(protocols));
         self.shared.version.fetch_add(1, Ordering::Release);
     }
 
@@ -127,6 +150,9 @@ pub struct Upstream {
     pub metrics: Arc<ServiceMetrics>,
     /// What its instances are called by: the service's name.
     pub(crate) host: HeaderValue,
+    /// The same for HTTP/2.
+    pub(crate) authority: Authority,
+    pub(crate) protocol: Protocol,
 }
 
 /// Lets a permit reach its policy by way of the worker's own `Arc`, whose count no other core touches.
@@ -207,6 +233,7 @@ impl View {
         old: &HashMap<ServiceName, Arc<Upstream>>,
     ) -> HashMap<ServiceName, Arc<Upstream>> {
         let now = Instant::now();
+        let protocols = self.upstreams.shared.protocols.load();
         let compile = |(service, instances): (&ServiceName, &Arc<Vec<seawall_types::Instance>>)| {
             let before = old.get(service);
             let up = instances.iter().filter(|instance| instance.status == Status::Up);
@@ -220,6 +247,8 @@ impl View {
                 service: service.clone(),
                 name: service.as_str().into(),
                 host: HeaderValue::from_str(service.as_str()).expect("a service's name is a valid header value"),
+                authority: Authority::try_from(service.as_str()).expect("a service's name is a valid host"),
+                protocol: protocols.get(service).copied().unwrap_or_default(),
                 guard: before.map_or_else(|| self.upstreams.guard(service), |before| before.guard.clone()),
                 metrics: before
                     .map_or_else(|| self.upstreams.shared.metrics.worker(service), |before| before.metrics.clone()),

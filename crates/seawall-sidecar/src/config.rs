@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use schemars::JsonSchema;
+use seawall_proxy::Protocol;
 use seawall_types::{Instance, InstanceId, Period, ServiceName, Status};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,8 @@ pub struct ServiceConfig {
     /// How many copies. Default 1.
     #[schemars(range(min = 1, max = 100))]
     pub replicas: u8,
+    /// What it speaks: `http1`, where gRPC and nothing else goes by HTTP/2, or `http2`. Default http1.
+    pub protocol: Protocol,
     /// How to see that it is well.
     pub health: HealthConfig,
     /// More environment for it.
@@ -38,6 +41,7 @@ impl Default for ServiceConfig {
             run: None,
             port: None,
             replicas: 1,
+            protocol: Protocol::default(),
             health: HealthConfig::default(),
             env: BTreeMap::new(),
             drain: Period::secs(30),
@@ -135,6 +139,8 @@ pub struct SidecarConfig {
     pub id: InstanceId,
     /// Where the instance itself listens.
     pub app: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Where others call the instance; port 0 lets the system choose.
     pub inbound: SocketAddr,
     /// Where the instance calls others; port 0 lets the system choose.

@@ -67,6 +67,7 @@ impl Sidecar {
                 workers: usize::from(config.workers),
                 connections: 10_000,
                 edge: None,
+                tls: None,
             };
             let service = config.service.to_string();
             Server::bind(server).map_err(|source| SidecarError::Listen { service, side, addr: listen, source })
@@ -99,6 +100,7 @@ impl Sidecar {
         let start = |source| SidecarError::Start { service: config.service.to_string(), source };
         let instance = config.instance(inbound.addr());
         let own = Upstreams::new(routers::inbound_policies()).expect("the policies of the way in are in order");
+        own.speak([(config.service.clone(), config.protocol)].into());
         own.publish(Arc::new(routers::only(&config.service, config.app)));
         outbound.start(&upstreams, &watch_out, Outbound::default).map_err(start)?;
         let service = config.service.clone();

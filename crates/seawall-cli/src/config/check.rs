@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use seawall_control::SERVICE as CONTROL;
 use seawall_gateway::{FilterConfig, RouteTable};
+use seawall_proxy::tls::Tls;
 use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
 use seawall_schedule::Job;
@@ -113,6 +114,11 @@ impl Checker<'_> {
         let config = self.config;
         for (name, gateway) in &config.gateways {
             let front = ["gateways", name.as_str()];
+            if let Some(tls) = &gateway.tls
+                && let Err(error) = Tls::try_new(tls.clone())
+            {
+                self.at(&front, "tls", error.to_string());
+            }
             if let Err(problems) = RouteTable::of(gateway) {
                 for problem in problems {
                     self.at(&front, &problem.path, problem.what);

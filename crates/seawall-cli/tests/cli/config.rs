@@ -80,6 +80,15 @@ fn the_schema_knows_every_key() {
     assert_eq!(schema["additionalProperties"], false);
 }
 
+/// Those that the examples name.
+fn certificates(dir: &Path) {
+    let certs = dir.join("certs");
+    std::fs::create_dir(&certs).unwrap();
+    for file in ["shop", "partner", "clients"] {
+        super::tls::certificate(&certs, file, "shop.example");
+    }
+}
+
 /// Every YAML block of the documents is a file that `seawall config check` accepts.
 #[test]
 fn examples_in_the_documents_are_valid() {
@@ -92,6 +101,9 @@ fn examples_in_the_documents_are_valid() {
         for block in text.split("```yaml\n").skip(1) {
             let yaml = block.split("\n```").next().unwrap();
             let site = Site::new(yaml);
+            if yaml.contains("certs/") {
+                certificates(site.dir.path());
+            }
             let output = site.run(&["config", "check"]);
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}:\n{yaml}\n{errors}", file.display());

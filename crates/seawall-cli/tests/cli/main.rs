@@ -27,3 +27,4 @@ mod shared_locks;
 mod store;
 mod streams;
 mod support;
+mod tls;

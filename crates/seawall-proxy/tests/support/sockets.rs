@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seawall_drain::Trigger;
+use seawall_proxy::tls::Tls;
 use seawall_proxy::{Asked, Matched, Route, RouteError, Router, Server, ServerConfig, Upstreams};
 use seawall_resilience::{Clock, Guard, Policies};
 use seawall_types::{Change, Instance, InstanceId, Revision, ServiceName, Snapshot};
@@ -63,6 +64,21 @@ impl Proxy {
     }
 
     pub(crate) fn start_with(policy: serde_json::Value, addrs: &[SocketAddr], edge: Option<u8>, clock: Clock) -> Self {
+        Self::start_by(policy, addrs, edge, clock, None)
+    }
+
+    /// At the edge, by TLS.
+    pub(crate) fn secure(tls: Arc<Tls>, addrs: &[SocketAddr]) -> Self {
+        Self::start_by(serde_json::json!({}), addrs, Some(0), Clock::default(), Some(tls))
+    }
+
+    fn start_by(
+        policy: serde_json::Value,
+        addrs: &[SocketAddr],
+        edge: Option<u8>,
+        clock: Clock,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         let upstreams = Upstreams::with_clock(policies(policy), clock).unwrap();
         upstreams.publish(fleet(addrs));
         let config = ServerConfig {
@@ -71,6 +87,7 @@ impl Proxy {
             workers: 2,
             connections: 100,
             edge,
+            tls,
         };
         let (trigger, drain) = seawall_drain::channel();
         let server = Server::bind(config).unwrap();

@@ -69,6 +69,7 @@ pub(crate) async fn start(kind: Kind, trace: &Trace) -> Running {
             let config = SidecarConfig {
                 service: name("caller"),
                 id: InstanceId::try_new("caller-1").unwrap(),
+                protocol: Default::default(),
                 app: nobody,
                 inbound: ([127, 0, 0, 1], 0).into(),
                 outbound: ([127, 0, 0, 1], 0).into(),
