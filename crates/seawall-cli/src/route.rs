@@ -139,6 +139,18 @@ fn effect(filter: &FilterConfig) -> String {
         }
         FilterConfig::RewriteLocation(_) => "where it sends the client to the service, it sends it here".to_owned(),
         FilterConfig::SetStatus(status) => format!("the answer's status becomes {status}"),
+        FilterConfig::Cors(_) => "pages of other origins may read the answer, as far as they are allowed to".to_owned(),
+        FilterConfig::Compress(_) => "the answer is compressed for clients that take it".to_owned(),
+        FilterConfig::Decompress(_) => "the request's body is decompressed".to_owned(),
+        FilterConfig::Json(_) => "bodies of JSON are changed".to_owned(),
+        FilterConfig::Fault(fault) => {
+            let delay = fault.delay.as_ref().map(|delay| format!("{} are held up by {}", delay.share, delay.by));
+            let abort = fault.abort.as_ref().map(|abort| format!("{} are answered with {}", abort.share, abort.status));
+            let header = fault.header.as_ref().map(|name| format!("what {name} orders is done"));
+            [delay, abort, header].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
+        FilterConfig::Mirror(mirror) => format!("{} are copied to the service `{}`", mirror.share, mirror.to),
+        FilterConfig::Affinity(_) => "the requests of a client go to the same endpoint".to_owned(),
         FilterConfig::RequestSize(size) => {
             format!("a body above {} and headers above {} are refused", size.body, size.headers)
         }

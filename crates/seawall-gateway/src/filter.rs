@@ -1,12 +1,20 @@
 //! What is written between a route and its service, and the steps that it becomes.
 
+mod affinity;
+mod compress;
+mod cors;
+mod decompress;
+mod fault;
 mod host;
+mod json;
 mod jwt;
 mod location;
+mod mirror;
 mod request_id;
 mod response_header;
 mod service;
 mod size;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -23,9 +31,17 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use self::affinity::{AffinityConfig, AffinityCookie};
+pub use self::compress::{Coding, CompressConfig};
+pub use self::cors::CorsConfig;
+pub(crate) use self::cors::is_preflight;
+pub use self::decompress::DecompressConfig;
+pub use self::fault::{AbortConfig, DelayConfig, FaultConfig};
 use self::host::Host;
+pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
+pub use self::mirror::MirrorConfig;
 pub use self::request_id::RequestIdConfig;
 use self::response_header::Head;
 pub use self::response_header::{DedupeConfig, Keep, RewriteHeaderConfig};
@@ -87,6 +103,20 @@ pub enum FilterConfig {
     RewriteLocation(LocationConfig),
     /// The status of every answer, whatever the service's is.
     SetStatus(u16),
+    /// Which pages of other origins may read the answers, by the CORS protocol of the Fetch standard; answers its preflights.
+    Cors(CorsConfig),
+    /// Compresses the answer for clients that take it.
+    Compress(CompressConfig),
+    /// Decompresses the request's body for services that do not.
+    Decompress(DecompressConfig),
+    /// Changes bodies of JSON.
+    Json(Box<JsonConfig>),
+    /// Holds requests up, and answers some as if something had gone wrong.
+    Fault(FaultConfig),
+    /// Sends copies of requests to another service.
+    Mirror(MirrorConfig),
+    /// Lets the requests of a client go to the same endpoint.
+    Affinity(AffinityConfig),
     /// How large a request may be.
     RequestSize(SizeConfig),
     /// Which of several services a request goes to, by its path or a header.
@@ -161,6 +191,8 @@ pub(crate) struct Filters {
     steps: Vec<Step>,
     answer: Option<Direct>,
     chooser: Option<Arc<Chooser>>,
+    /// Browsers ask here what pages of other origins may do.
+    pub(crate) cors: bool,
 }
 
 /// An answer without a service.
@@ -233,6 +265,16 @@ impl Filters {
             FilterConfig::DedupeResponseHeader(config) => self.around(Head::dedupe(config)?),
             FilterConfig::RewriteLocation(config) => self.around(location::Location::try_new(config)?),
             FilterConfig::SetStatus(status) => self.around(Head::status(*status)?),
+            FilterConfig::Cors(config) => {
+                self.cors = true;
+                self.around(cors::Cors::try_new(config)?);
+            }
+            FilterConfig::Compress(config) => self.around(compress::Compress::try_new(config)?),
+            FilterConfig::Decompress(config) => self.around(decompress::Decompress::try_new(config)?),
+            FilterConfig::Json(config) => self.around(json::Json::try_new(config)?),
+            FilterConfig::Fault(config) => self.around(fault::Fault::try_new(config)?),
+            FilterConfig::Mirror(config) => self.around(mirror::Mirror::try_new(config)?),
+            FilterConfig::Affinity(config) => self.around(affinity::Affinity::try_new(config)?),
             FilterConfig::RequestSize(config) => self.around(size::RequestSize::try_new(config)?),
             FilterConfig::ToService(config) => self.chooser = Some(Arc::new(Chooser::try_new(config)?)),
         }
@@ -347,6 +389,7 @@ impl FilterConfig {
             Self::Jwt(config) => {
                 config.service().map(|service| ("jwt.keys.service".to_owned(), service)).into_iter().collect()
             }
+            Self::Mirror(config) => vec![("mirror.to".to_owned(), &config.to)],
             _ => Vec::new(),
         }
     }
@@ -370,6 +413,19 @@ fn refused(status: StatusCode, detail: &str) -> Response<ResponseBody> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
+}
+
+/// Adds names to `Vary` that are not in it.
+fn vary(headers: &mut HeaderMap, names: &'static str) {
+    let given: Vec<_> = headers.get_all(http::header::VARY).iter().filter_map(|value| value.to_str().ok()).collect();
+    let given = given.join(", ");
+    let has = |name: &str| given.split(',').map(str::trim).any(|own| own == "*" || own.eq_ignore_ascii_case(name));
+    let missing: Vec<_> = names.split(", ").filter(|name| !has(name)).collect();
+    if let Ok(missing) = HeaderValue::try_from(missing.join(", "))
+        && !missing.is_empty()
+    {
+        headers.append(http::header::VARY, missing);
+    }
 }
 
 /// What keeps browsers from harm, unless the service says otherwise: the OWASP Secure Headers Project's, which break no page that

@@ -16,8 +16,10 @@ pub use auth::jwk::Algorithm;
 pub use auth::keys::KeysConfig;
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
-    DedupeConfig, FallbackConfig, FilterConfig, FilterError, JwtConfig, Keep, LocationConfig, RedirectConfig,
-    RequestIdConfig, RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
+    AbortConfig, AffinityConfig, AffinityCookie, Coding, CompressConfig, CorsConfig, DecompressConfig, DedupeConfig,
+    DelayConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, JsonChange, JsonConfig, JwtConfig, Keep,
+    LocationConfig, MirrorConfig, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
+    RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
 };
 pub use table::{RouteProblem, RouteTable, Verdict};
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use http::Method;
-use http::header::{COOKIE, HOST, HeaderMap, HeaderName};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, COOKIE, HOST, HeaderMap, HeaderName};
 use http::request::Parts;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -13,6 +13,7 @@ use regex::Regex;
 use seawall_proxy::Asked;
 
 use crate::config::{MatchConfig, ValueConfig};
+use crate::filter::is_preflight;
 use crate::path::Pattern;
 
 /// All that a route asks.
@@ -29,6 +30,8 @@ pub(crate) struct Matcher {
     after: Option<Timestamp>,
     before: Option<Timestamp>,
     share: Option<Share>,
+    /// A browser's question about a request (CORS) is taken for that request.
+    pub(crate) preflights: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -127,7 +130,7 @@ impl fmt::Display for Text {
 }
 
 /// An expression that has to fit from the beginning to the end. Takes time linear in the text, whatever it says.
-fn whole(text: &str) -> Result<Regex, String> {
+pub(crate) fn whole(text: &str) -> Result<Regex, String> {
     let error = |error: regex::Error| format!("`{text}` is no regular expression: {error}");
     // By itself first: a parenthesis too many must not get out of those around it.
     Regex::new(text).map_err(error)?;
@@ -217,7 +220,20 @@ impl Matcher {
             Some(None) => return None,
             regex => regex.flatten(),
         };
-        Some(Self { path, path_regex, methods, hosts, headers, query, cookies, sources, after, before, share })
+        Some(Self {
+            path,
+            path_regex,
+            methods,
+            hosts,
+            headers,
+            query,
+            cookies,
+            sources,
+            after,
+            before,
+            share,
+            preflights: false,
+        })
     }
 
     /// Whether the route takes the request; the first thing that is in its way, if not.
@@ -226,9 +242,14 @@ impl Matcher {
         let path = request.uri.path();
         let wanted = |is: bool, miss| if is { Ok(()) } else { Err(miss) };
         wanted(self.path.as_ref().is_none_or(|pattern| pattern.matches(path)), Miss::Path)?;
-        wanted(self.methods.is_empty() || self.methods.contains(&request.method), Miss::Method)?;
+        // It has none of the headers that the request itself will have.
+        let preflight = self.preflights && is_preflight(&request.method, &request.headers);
+        let later = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| preflight);
+        let method = later.map_or(request.method.as_str().as_bytes(), |method| method.as_bytes());
+        let takes = |own: &Method| own.as_str().as_bytes() == method;
+        wanted(self.methods.is_empty() || self.methods.iter().any(takes), Miss::Method)?;
         wanted(self.hosts.is_empty() || self.host_matches(request), Miss::Host)?;
-        for (at, (name, value)) in self.headers.iter().enumerate() {
+        for (at, (name, value)) in self.headers.iter().enumerate().filter(|_| !preflight) {
             let mut given = request.headers.get_all(name).iter();
             wanted(given.any(|given| value.is(given.as_bytes())), Miss::Header(at))?;
         }
@@ -237,7 +258,7 @@ impl Matcher {
             let mut given = form_urlencoded::parse(query.as_bytes());
             wanted(given.any(|(key, given)| key == *name && value.is(given.as_bytes())), Miss::Query(at))?;
         }
-        for (at, (name, value)) in self.cookies.iter().enumerate() {
+        for (at, (name, value)) in self.cookies.iter().enumerate().filter(|_| !preflight) {
             let mut given = cookies(&request.headers);
             wanted(given.any(|(key, given)| key == name && value.is(given.as_bytes())), Miss::Cookie(at))?;
         }

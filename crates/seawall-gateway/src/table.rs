@@ -120,11 +120,12 @@ impl RouteTable {
                 .fallback
                 .as_ref()
                 .and_then(|fallback| fallback.compile().map_err(|error| problem("fallback", error.to_string())).ok());
-            let Some(matcher) = Matcher::try_new(&config.matches, *share, &mut |field, what| {
+            let Some(mut matcher) = Matcher::try_new(&config.matches, *share, &mut |field, what| {
                 problem(&format!("match.{field}"), what);
             }) else {
                 continue;
             };
+            matcher.preflights = filters.cors;
             for name in filters.captures() {
                 if !matcher.path.as_ref().is_some_and(|path| path.names().any(|own| own == name)) {
                     problem("filters", format!("`{{{name}}}` is nothing that the path's pattern captures"));

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
-use seawall_telemetry::metrics::Counter;
+pub use seawall_telemetry::metrics::Counter;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::client::Client;

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use super::support::*;
 
+mod bodies;
+mod detours;
+
 /// A service that answers with whatever bytes the test wants, and reads bodies of either framing.
 struct Service {
     addr: SocketAddr,
@@ -252,6 +255,77 @@ gateways:
         ("{ set_status: 99 }", "from 200 to 599"),
         ("{ rewrite_response_header: { name: a, regex: '(', to: b } }", "no regular expression"),
         ("{ rewrite_location: { strip_version: perhaps } }", "perhaps"),
+    ] {
+        let text = mistakes(filters);
+        assert!(text.contains(says), "{filters}: {text}");
+    }
+}
+
+#[test]
+fn pages_of_other_origins_may_do_what_is_written() {
+    let service = Service::saying("access-control-allow-origin: *\r\nvary: accept\r\n", "ok");
+    let (site, _running) = site(
+        "
+gateways:
+  public:
+    listen: GATEWAY
+    routes:
+      - { id: up, match: { path: /up }, filters: [ { respond: { status: 200 } } ] }
+      - id: api
+        match: { path: /api/**, method: [GET, PUT], headers: { x-version: '2' } }
+        filters:
+          - cors:
+              origins: ['https://*.shop.example']
+              methods: [GET, PUT]
+              headers: [content-type, x-version]
+              expose: [x-total]
+              credentials: true
+        to: s
+      - { id: rest, match: { path: /rest/** }, to: s }
+",
+        &[("s", service.addr)],
+    );
+    let ask = |method: &str, path: &str, headers: &[&str]| send(site.gateway, method, path, headers, "");
+    let page = "origin: https://www.shop.example";
+    let wants = ["access-control-request-method: PUT", "access-control-request-headers: content-type, x-version"];
+    let before = service.count();
+    let preflight = ask("OPTIONS", "/api/x", &[page, wants[0], wants[1]]);
+    assert_eq!(preflight.status, 204, "{preflight:?}");
+    for (name, value) in [
+        ("access-control-allow-origin", "https://www.shop.example"),
+        ("access-control-allow-methods", "get, put"),
+        ("access-control-allow-headers", "content-type, x-version"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "600"),
+        ("vary", "origin, access-control-request-method, access-control-request-headers"),
+    ] {
+        assert_eq!(preflight.header(name), value, "{name}: {preflight:?}");
+    }
+    assert_eq!(ask("OPTIONS", "/api/x", &["origin: https://evil.example", wants[0]]).status, 403);
+    assert_eq!(
+        ask("OPTIONS", "/api/x", &[page, "access-control-request-method: DELETE"]).status,
+        404,
+        "no route takes it"
+    );
+    assert_eq!(service.count(), before, "the service is not asked");
+    let read = ask("GET", "/api/x", &[page, "x-version: 2"]);
+    let lines: Vec<_> =
+        read.head.lines().filter(|line| line.starts_with("access-control-") || line.starts_with("vary")).collect();
+    let wanted = [
+        "vary: accept",
+        "vary: origin",
+        "access-control-allow-origin: https://www.shop.example",
+        "access-control-allow-credentials: true",
+        "access-control-expose-headers: x-total",
+    ];
+    assert!(lines.len() == wanted.len() && wanted.iter().all(|line| lines.contains(line)), "{lines:?}");
+    let other = ask("GET", "/api/x", &["origin: https://evil.example", "x-version: 2"]);
+    assert_eq!((other.status, other.header("access-control-allow-origin")), (200, ""), "its page cannot read it");
+    assert_eq!(ask("OPTIONS", "/rest/x", &[page, wants[0]]).body, "ok", "a service may do it by itself");
+    for (filters, says) in [
+        ("{ cors: { origins: ['*'], credentials: true } }", "the origins have to be named"),
+        ("{ cors: { origins: [shop.example] } }", "is no origin such as"),
+        ("{ cors: { origin: ['*'] } }", "unknown key `origin`"),
     ] {
         let text = mistakes(filters);
         assert!(text.contains(says), "{filters}: {text}");
