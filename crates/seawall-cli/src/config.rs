@@ -6,7 +6,7 @@
 mod check;
 pub(crate) mod load;
 mod schema;
-mod tree;
+pub(crate) mod tree;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ mod elections;
 mod elsewhere;
 mod gateway;
 mod guard;
+mod import;
 mod init;
 mod lock;
 mod locks;
@@ -57,6 +58,9 @@ enum Command {
     /// Check a file, or print its JSON Schema.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Convert routes that were written for others.
+    #[command(subcommand)]
+    Import(import::Command),
     /// Write a commented file to begin with.
     Init(init::Args),
     /// Look at sagas.
@@ -125,6 +129,7 @@ fn main() -> ExitCode {
         Command::Sidecar(args) => sidecar::run(args),
         Command::Config(ConfigCommand::Check { file, config }) => check(config.as_ref().unwrap_or(&file)),
         Command::Config(ConfigCommand::Schema) => schema(),
+        Command::Import(command) => import::run(&command),
         Command::Init(args) => init::run(&args),
         Command::Saga(command) => ask::saga(command),
         Command::Services(args) => ask::services(&args),

@@ -142,6 +142,7 @@ fn effect(filter: &FilterConfig) -> String {
         FilterConfig::Cors(_) => "pages of other origins may read the answer, as far as they are allowed to".to_owned(),
         FilterConfig::Compress(_) => "the answer is compressed for clients that take it".to_owned(),
         FilterConfig::Decompress(_) => "the request's body is decompressed".to_owned(),
+        FilterConfig::Validate(_) => "what is not as it has to be is answered with 400".to_owned(),
         FilterConfig::Json(_) => "bodies of JSON are changed".to_owned(),
         FilterConfig::Fault(fault) => {
             let delay = fault.delay.as_ref().map(|delay| format!("{} are held up by {}", delay.share, delay.by));

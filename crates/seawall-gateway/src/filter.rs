@@ -14,6 +14,7 @@ mod request_id;
 mod response_header;
 mod service;
 mod size;
+mod validate;
 mod whole;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +49,7 @@ pub use self::response_header::{DedupeConfig, Keep, RewriteHeaderConfig};
 use self::service::Chooser;
 pub use self::service::ServiceConfig;
 pub use self::size::SizeConfig;
+pub use self::validate::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 use crate::path::Pattern;
 pub use crate::target::RewriteQueryConfig;
 use crate::target::{Target, Template};
@@ -109,6 +111,8 @@ pub enum FilterConfig {
     Compress(CompressConfig),
     /// Decompresses the request's body for services that do not.
     Decompress(DecompressConfig),
+    /// Lets pass what a document allows.
+    Validate(Box<ValidateConfig>),
     /// Changes bodies of JSON.
     Json(Box<JsonConfig>),
     /// Holds requests up, and answers some as if something had gone wrong.
@@ -271,6 +275,7 @@ impl Filters {
             }
             FilterConfig::Compress(config) => self.around(compress::Compress::try_new(config)?),
             FilterConfig::Decompress(config) => self.around(decompress::Decompress::try_new(config)?),
+            FilterConfig::Validate(config) => self.around(validate::Validate::try_new(config)?),
             FilterConfig::Json(config) => self.around(json::Json::try_new(config)?),
             FilterConfig::Fault(config) => self.around(fault::Fault::try_new(config)?),
             FilterConfig::Mirror(config) => self.around(mirror::Mirror::try_new(config)?),

@@ -21,6 +21,7 @@ pub use filter::{
     LocationConfig, MirrorConfig, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
     RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
 };
+pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;

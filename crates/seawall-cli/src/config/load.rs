@@ -107,6 +107,15 @@ pub(crate) fn nothing() -> Result<Loaded, ConfigError> {
     finish("the environment".into(), String::new(), std::path::absolute(file).unwrap_or_else(|_| file.to_owned()))
 }
 
+/// A text, as it stands: the environment sets nothing.
+///
+/// # Errors
+/// [`ConfigError`] with every mistake.
+pub(crate) fn text(name: &str, text: &str) -> Result<Config, ConfigError> {
+    let error = |mistakes| ConfigError { name: name.to_owned(), text: text.to_owned(), mistakes };
+    read(text, std::iter::empty(), Path::new("/")).map_err(error)
+}
+
 fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
     match read(&text, std::env::vars(), file.parent().unwrap_or(Path::new("/"))) {
         Ok(config) => Ok(Loaded { config, file }),

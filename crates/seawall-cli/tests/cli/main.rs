@@ -15,6 +15,7 @@ mod fenced;
 mod filters;
 mod fleet;
 mod hosts;
+mod import;
 mod latches;
 mod locks;
 mod openapi;
