@@ -249,19 +249,37 @@ pub fn bad_host(parts: &Parts) -> Option<&'static str> {
         _ if second.is_some() => Some("more than one Host header"),
         (None, _) if parts.version == Version::HTTP_11 => Some("no Host header"),
         (None, None) if parts.version == Version::HTTP_2 => Some("no :authority"),
-        (Some(host), Some(authority))
-            if parts.version == Version::HTTP_2
-                && !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
-        {
-            Some(":authority and Host differ")
+        (Some(host), _) if !is_host(host.as_bytes()) => Some("a Host header that names no host"),
+        (_, Some(authority)) if !is_host(authority.as_str().as_bytes()) => Some("a target that names no host"),
+        (Some(host), Some(authority)) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+            Some("the target and the Host header name different hosts")
         }
-        (_, Some(authority)) if authority.as_str().contains('@') => Some("a host with user information"),
+        _ if parts.uri.scheme_str().is_some_and(|scheme| scheme != "http" && scheme != "https") => {
+            Some("a target that is not http or https")
+        }
         _ => None,
     }
 }
 
+/// Whether it is a name or an address, perhaps with a port, and nothing else. Nothing at all is one too: then nobody is meant.
+fn is_host(text: &[u8]) -> bool {
+    let (name, port) = match text.strip_prefix(b"[") {
+        Some(rest) => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) if rest[..end].iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.')) => {
+                (&b""[..], &rest[end + 1..])
+            }
+            _ => return false,
+        },
+        None => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
+    };
+    let port = port.is_empty() || (port[0] == b':' && port.len() <= 6 && port[1..].iter().all(u8::is_ascii_digit));
+    port && name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~' | b'%'))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -298,6 +316,29 @@ mod tests {
             map.append(name, value);
         }
         map
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for good in [
+            "",
+            "a",
+            "shop.example",
+            "shop.example:8080",
+            "a_b-c~1",
+            "xn--bcher-kva.example",
+            "10.0.0.1:",
+            "[::1]",
+            "[::1]:80",
+        ] {
+            assert!(is_host(good.as_bytes()), "{good:?}");
+        }
+        for bad in [
+            "a b", "a,b", "a@b", "a/b", "a?b", "a#b", "a:b", "a:80:81", "a:800000", "[::1", "[g]", "[::1]x",
+            "http://a", "\u{e4}",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad:?}");
+        }
     }
 
     #[test]
@@ -347,5 +388,79 @@ mod tests {
         let mut headers = map(&[("traceparent", "garbage")]);
         trace(&mut headers);
         assert_eq!(headers["traceparent"].len(), 55);
+    }
+
+    /// Fields whose values are read here, with whatever a client may write into them.
+    fn any_fields() -> impl Strategy<Value = HeaderMap> {
+        let names = [
+            "connection",
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "te",
+            "upgrade",
+            "host",
+            "seawall-timeout",
+            "traceparent",
+            "seawall-retries-left",
+            "seawall-priority",
+            "keep-alive",
+            "x-other",
+        ];
+        let pieces = [
+            "for=",
+            "\"[::1]:80\"",
+            ",",
+            ";",
+            " ",
+            "\"",
+            "=",
+            "1.2.3.4",
+            "[",
+            "]",
+            ":",
+            "close",
+            "upgrade",
+            "x-other",
+            "host",
+            "\t",
+        ];
+        let text = proptest::collection::vec(prop::sample::select(pieces.to_vec()), 0..8)
+            .prop_map(|pieces| pieces.concat().into_bytes());
+        let value = prop_oneof![text, proptest::collection::vec(any::<u8>(), 0..40)];
+        let field = (prop::sample::select(names.to_vec()), value);
+        proptest::collection::vec(field, 0..8).prop_map(|fields| {
+            let mut map = HeaderMap::new();
+            for (name, value) in fields {
+                if let Ok(value) = HeaderValue::from_bytes(&value) {
+                    map.append(HeaderName::from_static(name), value);
+                }
+            }
+            map
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_client_writes_is_read(fields in any_fields(), trusted in 0_u8..4) {
+            let (mut parts, ()) = http::Request::new(()).into_parts();
+            parts.headers = fields;
+            let peer: IpAddr = "10.0.0.9".parse().unwrap();
+            let forwarding = Forwarding::new(peer, trusted, None);
+            if trusted == 0 {
+                prop_assert_eq!(forwarding.client(&parts.headers), peer);
+            }
+            let _ = (bad_host(&parts), upgrade(&parts), timeout(&parts.headers), retries_left(&parts.headers), priority(&parts.headers));
+            let host = host(&parts.uri, &parts.headers);
+            let headers = &mut parts.headers;
+            strip_hop_by_hop(headers);
+            for gone in [CONNECTION, KEEP_ALIVE, UPGRADE, TRANSFER_ENCODING] {
+                prop_assert!(!headers.contains_key(gone));
+            }
+            forwarding.apply(headers, host);
+            let list = headers[X_FORWARDED_FOR].to_str().unwrap();
+            prop_assert!(list.ends_with("10.0.0.9") && list.split(',').count() <= usize::from(trusted) + 1, "{:?}", list);
+            trace(headers);
+        }
     }
 }

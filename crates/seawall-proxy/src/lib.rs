@@ -10,6 +10,7 @@ pub mod balance;
 pub mod body;
 pub mod client;
 pub mod filter;
+mod framing;
 pub mod headers;
 mod http2;
 pub mod metrics;

@@ -4,22 +4,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::header::UPGRADE;
-use http::{Request, StatusCode};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use seawall_drain::{Drain, Guard};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_io_timeout::TimeoutWriter;
 
+use crate::framing::Strict;
 use crate::headers::Forwarding;
 use crate::http2::{LOOK, Look, Watch};
 use crate::pipeline::{Pipeline, Router};
@@ -237,7 +239,7 @@ impl<R: Router> Worker<R> {
         let ended = match &self.tls {
             None => {
                 let connection = self.connection(peer, accepted, &drain, None);
-                self.speak(TokioIo::new(stream), http2, connection).await
+                self.speak(stream, http2, connection).await
             }
             Some(tls) => {
                 let stream = tokio::select! {
@@ -251,7 +253,7 @@ impl<R: Router> Worker<R> {
                 };
                 let Some((secure, http2)) = tls.known(stream.get_ref().1) else { return };
                 let connection = self.connection(peer, accepted, &drain, Some(secure));
-                self.speak(TokioIo::new(Box::new(stream)), http2, connection).await
+                self.speak(Box::new(stream), http2, connection).await
             }
         };
         if let Err(error) = ended {
@@ -272,27 +274,36 @@ impl<R: Router> Worker<R> {
 
     async fn speak<S>(self: &Arc<Self>, stream: S, http2: bool, connection: Connection<'_>) -> Result<(), hyper::Error>
     where
-        S: Read + Write + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if http2 { self.http2(stream, connection).await } else { self.http1(stream, connection).await }
     }
 
     async fn http1<S>(&self, stream: S, connection: Connection<'_>) -> Result<(), hyper::Error>
     where
-        S: Read + Write + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Connection { forwarding, accepted, drain, .. } = &connection;
+        let tunneled = Arc::new(AtomicBool::new(false));
+        let stream = TokioIo::new(Strict::new(stream, tunneled.clone()));
+        let tunneled = &tunneled;
         let service = service_fn(|mut request: Request<Incoming>| async {
+            let connect = request.method() == Method::CONNECT;
             let changes = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
             let mut response = self.pipeline.handle(&self.router, request, forwarding.as_ref()).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS
                 && let (Some(tunnel), Some(client)) = (response.extensions_mut().remove::<Tunnel>(), changes)
             {
+                tunneled.store(true, Ordering::Relaxed);
                 let guard = drain.guard("tunnel");
                 tokio::spawn(async move {
                     tunnel.run(client).await;
                     drop(guard);
                 });
+            }
+            if connect {
+                // What follows was meant for somebody else.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, std::convert::Infallible>(response)
         });
@@ -323,7 +334,7 @@ impl<R: Router> Worker<R> {
 
     async fn http2<S>(self: &Arc<Self>, stream: S, connection: Connection<'_>) -> Result<(), hyper::Error>
     where
-        S: Read + Write + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Connection { peer, forwarding, drain, .. } = connection;
         let watch = Watch::new();
@@ -345,7 +356,7 @@ impl<R: Router> Worker<R> {
             .max_header_list_size(MAX_HEAD as u32)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
-            .serve_connection(stream, service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut serving = pin!(serving);
         let mut signaled = pin!(drain.signaled());
         let mut look = tokio::time::interval(LOOK);
