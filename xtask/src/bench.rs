@@ -8,7 +8,7 @@ mod coord;
 mod noise;
 mod proxy;
 mod resilience;
-mod table;
+pub(crate) mod table;
 
 use std::io::Write as _;
 

@@ -1,8 +1,9 @@
-//! Developer commands: `cargo xtask demo`, `test`, `bench`.
+//! Developer commands: `cargo xtask demo`, `test`, `bench`, `conformance`, `chaos`.
 
 mod audit;
 mod bench;
 mod chaos;
+mod conformance;
 mod demo;
 mod load;
 mod machine;
@@ -51,6 +52,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Run suites that others wrote against the real gateway, and print a table; exit code 1 when one is below what is required.
+    Conformance {
+        /// One suite alone, by its name.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// The upstream that the benchmarks call; prints its address.
     #[command(hide = true)]
     Upstream,
@@ -62,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test { long } => suite::run(long),
         Command::Bench { name, rounds, seconds } => bench::run(name, rounds, seconds),
         Command::Chaos { words } => chaos::run(&words),
+        Command::Conformance { only } => conformance::run(only.as_deref()),
         Command::Upstream => bench::upstream(),
     }
 }
