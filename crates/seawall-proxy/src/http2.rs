@@ -1,8 +1,10 @@
 //! What one connection of HTTP/2 may take: it is let go when nothing happens on it, and when it does nothing but begin requests
 //! and give them up; an answer that its client does not read is given up behind it.
 //!
-//! The bounds of frames are those of the `h2` crate: CONTINUATION without end, PING and SETTINGS without rest, resets that
-//! nobody has seen yet (CVE-2023-44487, CVE-2024-27316 and those before).
+//! Most bounds of frames are those of the `h2` crate: CONTINUATION without end, resets that nobody has seen yet
+//! (CVE-2023-44487, CVE-2024-27316 and those before). Those of frames that serve nothing are in `frames`.
+
+mod frames;
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+pub(crate) use self::frames::Bounded;
 use crate::body::{BodyError, ResponseBody};
 
 /// A connection without requests is let go after so long.

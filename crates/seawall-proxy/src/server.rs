@@ -23,7 +23,7 @@ use tokio_io_timeout::TimeoutWriter;
 
 use crate::framing::Strict;
 use crate::headers::Forwarding;
-use crate::http2::{LOOK, Look, Watch};
+use crate::http2::{Bounded, LOOK, Look, Watch};
 use crate::pipeline::{Pipeline, Router};
 use crate::tls::{Secure, Tls};
 use crate::tunnel::Tunnel;
@@ -356,7 +356,7 @@ impl<R: Router> Worker<R> {
             .max_header_list_size(MAX_HEAD as u32)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PONG)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Bounded::new(stream)), service);
         let mut serving = pin!(serving);
         let mut signaled = pin!(drain.signaled());
         let mut look = tokio::time::interval(LOOK);

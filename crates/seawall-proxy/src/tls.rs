@@ -277,6 +277,8 @@ impl Tls {
         server.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
         server.ticketer = rustls::crypto::ring::Ticketer::new().map_err(general)?;
         server.send_tls13_tickets = 1;
+        // All of the suites are good; clients that prefer the weakest of them have no say in it.
+        server.ignore_client_order = true;
         Ok(Self { config, server: Arc::new(server), certificates, provider })
     }
 
