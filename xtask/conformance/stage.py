@@ -101,7 +101,7 @@ class Stage(contextlib.ExitStack):
                 **silent,
             )
             subprocess.run(
-                [*make, "-days", "30", "-subj", f"/CN={NAME}", "-keyout", paths["key"], "-out", paths["chain"],
+                [*make, "-days", "200", "-subj", f"/CN={NAME}", "-keyout", paths["key"], "-out", paths["chain"],
                  "-CA", paths["authority"], "-CAkey", paths["authority-key"], "-addext", f"subjectAltName=DNS:{NAME},IP:{HOST}",
                  "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth"],
                 **silent,

@@ -67,7 +67,7 @@ const SUITES: &[Suite] = &[
         debian: &[OPENSSL, ("testssl", "testssl.sh"), ("slowhttptest", "slowhttptest"), ("hexdump", "bsdextrautils")],
         pypi: &[],
         npm: &[],
-        limit: Duration::from_secs(700),
+        limit: Duration::from_secs(800),
     },
     Suite {
         name: "http1",
