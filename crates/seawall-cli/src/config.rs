@@ -6,7 +6,10 @@
 mod check;
 pub(crate) mod load;
 mod schema;
+mod teams;
 pub(crate) mod tree;
+
+pub(crate) use teams::files as route_files;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

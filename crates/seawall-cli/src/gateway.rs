@@ -1,12 +1,14 @@
 //! `seawall gateway`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use seawall_discovery::{Control, Subscriber, SubscriberConfig};
-use seawall_gateway::Gateway;
+use seawall_gateway::{Gateway, Routes};
 use seawall_proxy::Upstreams;
 
+use crate::config::route_files;
 use crate::process::Hangup;
 use crate::{admin, process};
 
@@ -34,10 +36,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone())?;
-        hangup.reload(&loaded, upstreams.clone());
         upstreams.speak(loaded.config.protocols());
         let gateway = Gateway::bind(name, config.clone())?;
         let addr = gateway.addr();
+        let routes = gateway.routes();
+        let again = Again { file: loaded.file.clone(), name: name.to_owned(), upstreams: upstreams.clone(), routes };
+        tokio::spawn(again.clone().on_change(config.routes_from.clone()));
+        tokio::spawn(hangup.each(move || again.read()));
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };
         let who = format!("gateway-{name}-{}", process::unique());
         let file = Some(loaded.data().join("snapshots").join(format!("gateway-{name}.json")));
@@ -61,4 +66,68 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         tracing::info!(gateway = %name, "stopped");
         Ok(())
     })
+}
+
+/// How often a directory of routes is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What reads the file again while requests pass: policies, what services speak, and routes.
+#[derive(Clone)]
+struct Again {
+    file: PathBuf,
+    name: String,
+    upstreams: Upstreams,
+    routes: Routes,
+}
+
+impl Again {
+    fn read(&self) {
+        let taken = process::read(&self.file).and_then(|loaded| {
+            let (_, config) = loaded.gateway(Some(&self.name)).map_err(|error| error.to_string())?;
+            let now = self.routes.config();
+            let changes = self.routes.replace(config).map_err(|problems| {
+                problems.iter().map(|problem| format!("gateways.{}.{problem}\n", self.name)).collect::<String>()
+            })?;
+            process::policies(&loaded, &self.upstreams)?;
+            self.upstreams.speak(loaded.config.protocols());
+            let (added, changed, removed) = (&changes.added, &changes.changed, &changes.removed);
+            if !changes.is_empty() {
+                tracing::info!(gateway = %self.name, ?added, ?changed, ?removed, "the routes have changed");
+            }
+            if (now.listen, &now.tls, now.workers, now.connections, now.trusted_hops)
+                != (config.listen, &config.tls, config.workers, config.connections, config.trusted_hops)
+            {
+                tracing::warn!(
+                    gateway = %self.name,
+                    "listen, tls, workers, connections and trusted_hops stay as they were: they take a restart"
+                );
+            }
+            Ok(())
+        });
+        process::said(&self.file, "routes and policies", taken);
+    }
+
+    /// Reads again when the files of a directory have changed.
+    async fn on_change(self, directory: Option<PathBuf>) {
+        let Some(directory) = directory else { return };
+        let mut seen = written(&directory);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = written(&directory);
+            if now != seen {
+                seen = now;
+                self.read();
+            }
+        }
+    }
+}
+
+type Written = Vec<(PathBuf, Option<SystemTime>, u64)>;
+
+fn written(directory: &Path) -> Written {
+    let file = |file: PathBuf| {
+        let about = std::fs::metadata(&file).ok();
+        (file, about.as_ref().and_then(|about| about.modified().ok()), about.map_or(0, |about| about.len()))
+    };
+    route_files(directory).unwrap_or_default().into_iter().map(file).collect()
 }

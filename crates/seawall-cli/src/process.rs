@@ -43,23 +43,37 @@ impl Hangup {
 
     /// Each time it comes, reads the file again and goes on under its policies; a file with a mistake is refused, and the
     /// last good policies stay. What else has changed in it takes a restart. Ends with the process.
-    pub(crate) fn reload(mut self, loaded: &Loaded, upstreams: Upstreams) {
+    pub(crate) fn reload(self, loaded: &Loaded, upstreams: Upstreams) {
         let file = loaded.file.clone();
-        tokio::spawn(async move {
-            while self.0.recv().await.is_some() {
-                let read = load::load(&file).map_err(|mistakes| mistakes.render(false));
-                let taken = read
-                    .and_then(|loaded| upstreams.reload(loaded.config.policies).map_err(|invalid| invalid.to_string()));
-                match taken {
-                    Ok(()) => {
-                        tracing::info!(file = %file.display(), "the policies were read again");
-                    }
-                    Err(mistakes) => {
-                        tracing::error!(file = %file.display(), "the policies stay as they were:\n{mistakes}");
-                    }
-                }
-            }
-        });
+        tokio::spawn(self.each(move || {
+            let taken = read(&file).and_then(|loaded| policies(&loaded, &upstreams));
+            said(&file, "policies", taken);
+        }));
+    }
+
+    /// Each time it comes.
+    pub(crate) async fn each(mut self, then: impl Fn()) {
+        while self.0.recv().await.is_some() {
+            then();
+        }
+    }
+}
+
+/// Reads a file again.
+pub(crate) fn read(file: &Path) -> Result<Loaded, String> {
+    load::load(file).map_err(|mistakes| mistakes.render(false))
+}
+
+/// Goes on under the policies of a file.
+pub(crate) fn policies(loaded: &Loaded, upstreams: &Upstreams) -> Result<(), String> {
+    upstreams.reload(loaded.config.policies.clone()).map_err(|invalid| invalid.to_string())
+}
+
+/// Says what came of reading a file again.
+pub(crate) fn said(file: &Path, what: &str, taken: Result<(), String>) {
+    match taken {
+        Ok(()) => tracing::info!(file = %file.display(), "the {what} were read again"),
+        Err(mistakes) => tracing::error!(file = %file.display(), "the {what} stay as they were:\n{mistakes}"),
     }
 }
 

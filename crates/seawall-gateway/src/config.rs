@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use seawall_proxy::tls::TlsConfig;
@@ -47,6 +47,10 @@ pub struct GatewayConfig {
     /// The routes.
     #[serde(default)]
     pub routes: Vec<RouteConfig>,
+    /// A directory of files that hold more of them, one a team perhaps: every `*.yaml` in it, by name, after those above. A change
+    /// of the files is live within a second or two. Default none.
+    #[serde(default)]
+    pub routes_from: Option<PathBuf>,
 }
 
 impl GatewayConfig {
@@ -54,6 +58,7 @@ impl GatewayConfig {
     pub fn resolve(&mut self, base: &Path) {
         let routes = self.routes.iter_mut().flat_map(|route| &mut route.filters);
         self.filters.iter_mut().chain(routes).for_each(|filter| filter.resolve(base));
+        self.routes_from = self.routes_from.take().map(|directory| base.join(directory));
         self.tls = self.tls.take().map(|tls| tls.within(base));
     }
 }

@@ -193,6 +193,8 @@ pub struct FilterError(pub(crate) String);
 pub(crate) struct Filters {
     target: Target,
     steps: Vec<Step>,
+    /// Those that may know something of former requests, as they were written.
+    kept: Vec<(FilterConfig, Step)>,
     answer: Option<Direct>,
     chooser: Option<Arc<Chooser>>,
     /// Browsers ask here what pages of other origins may do.
@@ -207,14 +209,37 @@ enum Direct {
 }
 
 impl Filters {
-    /// Checks and compiles what is written, to stand behind what there is already.
+    /// The beginning of each route's own, which keeps nothing for all of them.
+    pub(crate) fn front(&self) -> Self {
+        Self { kept: Vec::new(), ..self.clone() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn and(self, config: &[FilterConfig]) -> Result<Self, (usize, FilterError)> {
+        self.and_after(config, &Self::default())
+    }
+
+    /// Checks and compiles what is written, to stand behind what there is already. Those that stood in `before` as they are
+    /// written now go on with what they know.
     ///
     /// # Errors
     /// [`FilterError`] for a name or value that is not one of a header, or a header that the proxy itself keeps, and whatever else
     /// is wrong with a filter; and which of them it is.
-    pub(crate) fn and(mut self, config: &[FilterConfig]) -> Result<Self, (usize, FilterError)> {
+    pub(crate) fn and_after(mut self, config: &[FilterConfig], before: &Self) -> Result<Self, (usize, FilterError)> {
+        let mut before: Vec<_> = before.kept.iter().collect();
         for (at, filter) in config.iter().enumerate() {
+            if let Some(same) = before.iter().position(|(written, _)| written == filter) {
+                // Each but once: two that are written alike are two.
+                let (written, step) = before.remove(same);
+                self.steps.push(step.clone());
+                self.kept.push((written.clone(), step.clone()));
+                continue;
+            }
+            let stood = self.steps.len();
             self.add(filter).map_err(|error| (at, error))?;
+            if let Some(step @ Step::Around(_)) = self.steps[stood..].last() {
+                self.kept.push((filter.clone(), step.clone()));
+            }
         }
         Ok(self)
     }

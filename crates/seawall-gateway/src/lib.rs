@@ -6,6 +6,7 @@ mod filter;
 mod index;
 mod matcher;
 mod path;
+mod routes;
 mod table;
 mod target;
 
@@ -22,6 +23,7 @@ pub use filter::{
     RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
+pub use routes::{Changes, Routes};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;
@@ -75,7 +77,7 @@ pub enum GatewayError {
 #[derive(Debug)]
 pub struct Gateway {
     name: Arc<str>,
-    table: RouteTable,
+    routes: Routes,
     server: Server,
 }
 
@@ -88,7 +90,7 @@ impl Gateway {
         let name: Arc<str> = name.into();
         let table =
             RouteTable::of(&config).map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
-        let tls = config.tls.map(Tls::start).transpose();
+        let tls = config.tls.clone().map(Tls::start).transpose();
         let tls = tls.map_err(|source| GatewayError::Tls { name: name.clone(), source })?;
         let server = Server::bind(ServerConfig {
             name: format!("gateway {name}").into(),
@@ -99,7 +101,7 @@ impl Gateway {
             tls,
         })
         .map_err(|source| GatewayError::Listen { name: name.clone(), addr: config.listen, source })?;
-        Ok(Self { name, table, server })
+        Ok(Self { name, routes: Routes::new(config, table), server })
     }
 
     /// Where it listens.
@@ -107,13 +109,18 @@ impl Gateway {
         self.server.addr()
     }
 
+    /// Its routes, to be replaced while it serves.
+    pub fn routes(&self) -> Routes {
+        self.routes.clone()
+    }
+
     /// Starts the workers and returns; they end when `drain` signals and their last request is done.
     ///
     /// # Errors
     /// [`GatewayError::Start`].
     pub fn start(self, upstreams: &Upstreams, drain: &Drain) -> Result<(), GatewayError> {
-        let (name, table) = (self.name, self.table);
-        self.server.start(upstreams, drain, || table.clone()).map_err(|source| GatewayError::Start { name, source })
+        let (name, routes) = (self.name, self.routes);
+        self.server.start(upstreams, drain, || routes.router()).map_err(|source| GatewayError::Start { name, source })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The route table: which route takes a request. Pure; the first that matches is taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub struct RouteTable {
 
 #[derive(Debug)]
 struct Compiled {
+    /// What stands before each route's own filters.
+    common: Filters,
     entries: Vec<Entry>,
     index: Index,
     /// Whether any route takes but a share.
@@ -81,11 +83,22 @@ impl RouteTable {
     /// # Errors
     /// Everything that is wrong, a route that can never be reached included.
     pub fn of(gateway: &GatewayConfig) -> Result<Self, Vec<RouteProblem>> {
-        match Filters::default().and(&gateway.filters) {
-            Ok(common) => Self::behind(&common, &gateway.routes, gateway.precedence),
+        Self::after(gateway, None)
+    }
+
+    /// The same in the place of another table: filters that are written as before, in a route of the same name, go on with what
+    /// they know.
+    ///
+    /// # Errors
+    /// As [`RouteTable::of`].
+    pub fn after(gateway: &GatewayConfig, before: Option<&Self>) -> Result<Self, Vec<RouteProblem>> {
+        let nothing = Filters::default();
+        let common = before.map_or(&nothing, |before| &before.compiled.common);
+        match Filters::default().and_after(&gateway.filters, common) {
+            Ok(common) => Self::behind(common, &gateway.routes, gateway.precedence, before),
             Err((at, error)) => {
                 let mut problems = vec![RouteProblem { path: format!("filters.{at}"), what: error.to_string() }];
-                let routes = Self::behind(&Filters::default(), &gateway.routes, gateway.precedence);
+                let routes = Self::behind(Filters::default(), &gateway.routes, gateway.precedence, None);
                 problems.extend(routes.err().into_iter().flatten());
                 Err(problems)
             }
@@ -97,10 +110,18 @@ impl RouteTable {
     /// # Errors
     /// As [`RouteTable::of`].
     pub fn try_new(routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
-        Self::behind(&Filters::default(), routes, precedence)
+        Self::behind(Filters::default(), routes, precedence, None)
     }
 
-    fn behind(common: &Filters, routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
+    fn behind(
+        common: Filters,
+        routes: &[RouteConfig],
+        precedence: Precedence,
+        before: Option<&Self>,
+    ) -> Result<Self, Vec<RouteProblem>> {
+        let nothing = Filters::default();
+        let former = before.into_iter().flat_map(|before| &before.compiled.entries);
+        let former: HashMap<&str, &Filters> = former.map(|entry| (&*entry.route.id, &entry.filters)).collect();
         let mut entries: Vec<Entry> = Vec::new();
         let mut problems = Vec::new();
         let shares = shares(routes, &mut problems);
@@ -112,8 +133,8 @@ impl RouteTable {
                 problem("id", format!("route {twin} is named `{}` too", config.id));
             }
             let filters = common
-                .clone()
-                .and(&config.filters)
+                .front()
+                .and_after(&config.filters, former.get(&*config.id).unwrap_or(&&nothing))
                 .map_err(|(at, error)| problem(&format!("filters.{at}"), error.to_string()))
                 .unwrap_or_default();
             let fallback = config
@@ -163,7 +184,7 @@ impl RouteTable {
             return Err(problems);
         }
         let routes = entries.iter().map(|entry| entry.route.clone()).collect();
-        let compiled = Compiled { entries, index, shares: shares.iter().any(Option::is_some) };
+        let compiled = Compiled { common, entries, index, shares: shares.iter().any(Option::is_some) };
         Ok(Self { compiled: Arc::new(compiled), routes })
     }
 

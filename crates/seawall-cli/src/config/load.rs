@@ -8,7 +8,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde_path_to_error::Segment;
 
 use super::tree::{self, Kind, Node, Place};
-use super::{Config, Loaded, check, schema};
+use super::{Config, Loaded, check, schema, teams};
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +22,42 @@ pub(crate) struct Mistake {
     pub(super) place: Place,
 }
 
-/// A file that cannot be used: every mistake in it.
+/// A file that cannot be used: every mistake in it, and in those that belong to it.
 #[derive(Debug)]
 pub(crate) struct ConfigError {
-    name: String,
-    text: String,
+    sources: Sources,
     /// The mistakes, in the order of the file.
     pub(crate) mistakes: Vec<Mistake>,
+}
+
+/// The file and those that belong to it, one after the other; a place is one in all of them together.
+#[derive(Debug, Default)]
+pub(super) struct Sources(Vec<Source>);
+
+#[derive(Debug)]
+struct Source {
+    name: String,
+    text: String,
+    /// After how many characters it begins.
+    from: usize,
+}
+
+impl Sources {
+    /// One more; says after how many characters it begins.
+    pub(super) fn add(&mut self, name: String, text: String) -> usize {
+        let from = self.0.last().map_or(0, |last| last.from + last.text.chars().count() + 1);
+        self.0.push(Source { name, text, from });
+        from
+    }
+
+    fn of(&self, range: &Range<usize>) -> Option<(&Source, Range<usize>)> {
+        let source = self.0.iter().rfind(|source| source.from <= range.start)?;
+        Some((source, range.start - source.from..range.end.saturating_sub(source.from)))
+    }
+
+    fn first(&self) -> &str {
+        self.0.first().map_or("the file", |source| &source.name)
+    }
 }
 
 impl std::error::Error for ConfigError {}
@@ -47,11 +76,13 @@ impl ConfigError {
         for mistake in &self.mistakes {
             let title = Level::ERROR.primary_title(&mistake.what);
             let mut group = match &mistake.place {
-                Place::File(range) => {
-                    let bytes = self.bytes(range);
-                    let label = AnnotationKind::Primary.span(bytes).label(&mistake.path);
-                    title.element(Snippet::source(&*self.text).path(&*self.name).annotation(label))
-                }
+                Place::File(range) => match self.sources.of(range) {
+                    Some((source, range)) => {
+                        let label = AnnotationKind::Primary.span(bytes(&source.text, &range)).label(&mistake.path);
+                        title.element(Snippet::source(&*source.text).path(&*source.name).annotation(label))
+                    }
+                    None => title.element(Level::NOTE.message(mistake.path.clone())),
+                },
                 Place::Environment(name) => title.element(
                     Level::NOTE.message(format!("{} is set by the environment variable {name}", mistake.path)),
                 ),
@@ -64,17 +95,18 @@ impl ConfigError {
         }
         let count = self.mistakes.len();
         let plural = if count == 1 { "" } else { "s" };
-        text + &format!("{}: {count} mistake{plural}; nothing was done\n", self.name)
+        text + &format!("{}: {count} mistake{plural}; nothing was done\n", self.sources.first())
     }
+}
 
-    fn bytes(&self, range: &Range<usize>) -> Range<usize> {
-        let at = |index: usize| self.text.char_indices().nth(index).map_or(self.text.len(), |(byte, _)| byte);
-        let start = at(range.start);
-        // One line is enough to see where it is.
-        let end = at(range.end).max(start);
-        let line = self.text[start..end].find('\n').map_or(end, |newline| start + newline);
-        start..line.max(start)
-    }
+/// A range of characters as one of bytes.
+fn bytes(text: &str, range: &Range<usize>) -> Range<usize> {
+    let at = |index: usize| text.char_indices().nth(index).map_or(text.len(), |(byte, _)| byte);
+    let start = at(range.start);
+    // One line is enough to see where it is.
+    let end = at(range.end).max(start);
+    let line = text[start..end].find('\n').map_or(end, |newline| start + newline);
+    start..line.max(start)
 }
 
 /// Reads and checks a file, with the overrides of the environment: `SEAWALL__CONTROL__LISTEN=127.0.0.1:7500`.
@@ -91,7 +123,9 @@ pub(crate) fn load(file: &Path) -> Result<Loaded, ConfigError> {
         };
         let what = format!("cannot read {name}: {error}");
         let mistake = Mistake { path: name.clone(), what, hint: Some(hint.into()), place: Place::File(0..0) };
-        ConfigError { name: name.clone(), text: String::new(), mistakes: vec![mistake] }
+        let mut sources = Sources::default();
+        sources.add(name.clone(), String::new());
+        ConfigError { sources, mistakes: vec![mistake] }
     };
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
     let absolute = std::path::absolute(file).map_err(unreadable)?;
@@ -117,9 +151,11 @@ pub(crate) fn text(name: &str, text: &str) -> Result<Config, ConfigError> {
 }
 
 fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
-    match read(&text, std::env::vars(), file.parent().unwrap_or(Path::new("/"))) {
+    let mut sources = Sources::default();
+    sources.add(name, text.clone());
+    match read(&text, std::env::vars(), file.parent().unwrap_or(Path::new("/")), &mut sources) {
         Ok(config) => Ok(Loaded { config, file }),
-        Err(mistakes) => Err(ConfigError { name, text, mistakes }),
+        Err(mistakes) => Err(ConfigError { sources, mistakes }),
     }
 }
 
@@ -133,9 +169,10 @@ pub(crate) fn data(file: &Path) -> Result<PathBuf, ConfigError> {
         Ok(loaded) => return Ok(loaded.data()),
         Err(error) => error,
     };
-    let Ok((mut tree, _)) = tree::parse(&error.text) else { return Err(error) };
+    let text = error.sources.0.first().map_or("", |source| &source.text);
+    let Ok((mut tree, _)) = tree::parse(text) else { return Err(error) };
     let Ok(absolute) = std::path::absolute(file) else { return Err(error) };
-    if error.text.is_empty() {
+    if text.is_empty() {
         return Err(error);
     }
     set(&mut tree, std::env::vars());
@@ -164,6 +201,7 @@ pub(super) fn read(
     text: &str,
     variables: impl Iterator<Item = (String, String)>,
     base: &Path,
+    sources: &mut Sources,
 ) -> Result<Config, Vec<Mistake>> {
     let (mut tree, twice) = tree::parse(text).map_err(|error| {
         let path = "the file".to_owned();
@@ -180,6 +218,7 @@ pub(super) fn read(
             place: Place::File(twice.at),
         })
         .collect();
+    teams::gather(&mut tree, base, sources, &mut mistakes);
     for path in schema::lists_for_blocks(&tree.to_value()) {
         mend(&mut tree, &path, "invalid type: sequence, expected a map", &mut mistakes);
     }

@@ -182,6 +182,40 @@ impl Node {
         Self { place, kind: Kind::Scalar(scalar(text, ScalarStyle::Plain)), removed: Vec::new() }
     }
 
+    /// The same as a part of a longer text, which it begins in after so many characters.
+    pub(crate) fn shifted(mut self, by: usize) -> Self {
+        let shift = |place: &mut Place| {
+            if let Place::File(range) = place {
+                *range = range.start + by..range.end + by;
+            }
+        };
+        shift(&mut self.place);
+        self.kind = match self.kind {
+            Kind::Scalar(value) => Kind::Scalar(value),
+            Kind::Seq(items) => Kind::Seq(items.into_iter().map(|(at, item)| (at, item.shifted(by))).collect()),
+            Kind::Map(entries) => {
+                let entries = entries.into_iter().map(|(mut key, node)| {
+                    shift(&mut key.place);
+                    (key, node.shifted(by))
+                });
+                Kind::Map(entries.collect())
+            }
+        };
+        self
+    }
+
+    /// The child under a key, made as an empty list or map if it is not there.
+    pub(crate) fn grow(&mut self, segment: &str, empty: Kind) -> Option<&mut Self> {
+        let Kind::Map(entries) = &mut self.kind else { return None };
+        let at = entries.iter().position(|(key, _)| key.name == segment).unwrap_or_else(|| {
+            let place = self.place.clone();
+            let node = Self { place: place.clone(), kind: empty, removed: Vec::new() };
+            entries.push((Key { name: segment.to_owned(), place }, node));
+            entries.len() - 1
+        });
+        Some(&mut entries[at].1)
+    }
+
     /// The same without places.
     pub(crate) fn to_value(&self) -> Value {
         match &self.kind {

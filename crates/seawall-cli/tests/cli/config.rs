@@ -104,6 +104,9 @@ fn examples_in_the_documents_are_valid() {
             if yaml.contains("certs/") {
                 certificates(site.dir.path());
             }
+            if yaml.contains("routes_from: routes.d") {
+                std::fs::create_dir(site.dir.path().join("routes.d")).unwrap();
+            }
             let output = site.run(&["config", "check"]);
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}:\n{yaml}\n{errors}", file.display());

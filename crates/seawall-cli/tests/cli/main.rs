@@ -22,6 +22,7 @@ mod openapi;
 mod orders;
 mod policies;
 mod queue;
+mod reload;
 mod routes;
 mod saga;
 mod shared_locks;

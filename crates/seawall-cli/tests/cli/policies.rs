@@ -167,7 +167,7 @@ fn a_bad_file_at_sighup_leaves_the_policies_at_work() {
         signal(gateway.child.id(), Signal::HUP);
         until("it says what is wrong", || {
             let log = gateway.log();
-            log.contains("the policies stay as they were") && log.contains(part)
+            log.contains("policies stay as they were") && log.contains(part)
         });
         assert_eq!(get(site.gateway, "/payment/x").status, 203, "still open");
         assert_eq!(guard(admin, "payment")["bulkhead"]["limit"], 40);

@@ -1,12 +1,18 @@
 use super::*;
 
+fn read_alone(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
+    read(text, variables, Path::new("/"), &mut Sources::default())
+}
+
 fn mistakes(text: &str) -> Vec<(String, String, String)> {
-    let Err(found) = read(text, std::iter::empty(), Path::new("/")) else { return Vec::new() };
-    let error = ConfigError { name: "seawall.yaml".into(), text: text.into(), mistakes: found };
+    let Err(found) = read_alone(text, std::iter::empty()) else { return Vec::new() };
+    let mut sources = Sources::default();
+    sources.add("seawall.yaml".into(), text.into());
+    let error = ConfigError { sources, mistakes: found };
     let rendered = error.render(false);
     let shown = |mistake: &Mistake| {
         let Place::File(range) = &mistake.place else { panic!("not in the file") };
-        let bytes = error.bytes(range);
+        let bytes = bytes(text, range);
         assert!(rendered.contains("seawall.yaml:"), "{rendered}");
         text[bytes].to_owned()
     };
@@ -74,9 +80,9 @@ sagas:
 #[test]
 fn mistakes_in_the_environment_are_named() {
     let variable = |value: &str| std::iter::once(("SEAWALL__CONTROL__TTL".to_owned(), value.to_owned()));
-    assert_eq!(read("", variable("9s"), Path::new("/")).unwrap().control.ttl.as_secs(), 9);
-    let mistakes = read("", variable("9"), Path::new("/")).unwrap_err();
-    let text = ConfigError { name: "f".into(), text: String::new(), mistakes }.to_string();
+    assert_eq!(read_alone("", variable("9s")).unwrap().control.ttl.as_secs(), 9);
+    let mistakes = read_alone("", variable("9")).unwrap_err();
+    let text = ConfigError { sources: Sources::default(), mistakes }.to_string();
     assert!(text.contains("SEAWALL__CONTROL__TTL"), "{text}");
 }
 
@@ -92,7 +98,7 @@ fn documented_policies() -> Vec<seawall_resilience::Policies> {
     let text = std::fs::read_to_string(path).unwrap();
     let chapter = text.split("\n## ").find(|chapter| chapter.starts_with("policies\n")).unwrap();
     let blocks = chapter.split("```yaml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
-    blocks.map(|yaml| read(yaml, std::iter::empty(), Path::new("/")).unwrap().policies).collect()
+    blocks.map(|yaml| read_alone(yaml, std::iter::empty()).unwrap().policies).collect()
 }
 
 fn absent(value: &serde_json::Value, path: &str, found: &mut std::collections::BTreeSet<String>) {
