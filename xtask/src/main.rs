@@ -46,7 +46,8 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
-    /// Torment holders of locks on real backends, and check what they did: `chaos locks --seconds 300 --backend etcd,redis --seed 7`.
+    /// Torment holders of locks on real backends, and check what they did: `chaos locks --seconds 300 --backend etcd,redis --seed 7`;
+    /// or a gateway under load: `chaos gateway --seconds 120`.
     Chaos {
         /// What `chaos` itself takes; `chaos locks --help` shows it.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

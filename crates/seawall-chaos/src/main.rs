@@ -5,6 +5,7 @@
 //! than its latest, the other takes anything. The clock of the histories is `CLOCK_BOOTTIME`, the same for all.
 
 mod clocks;
+mod gateway;
 mod holder;
 mod judge;
 mod keys;
@@ -64,6 +65,18 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Torments a gateway: its routes, endpoints and binary change and what it calls is killed, under load. 1,000 reloads.
+    Gateway {
+        /// How long.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+        /// As above.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// One of those that the gateway calls.
+    #[command(hide = true)]
+    Upstream,
     /// Checks a history once more that was kept.
     Check {
         /// Where it is.
@@ -96,6 +109,13 @@ fn begin(seed: Option<u64>) {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
+        Command::Gateway { seconds, seed } => {
+            begin(seed);
+            let verdict = gateway::torment(seconds)?;
+            print!("{}", verdict.text);
+            Ok(if verdict.wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Command::Upstream => gateway::upstream().map(|()| ExitCode::SUCCESS),
         Command::Locks { seconds, backend, seed } => {
             begin(seed);
             let backends = if backend == "all" { ALL.to_owned() } else { backend };

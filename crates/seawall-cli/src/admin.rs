@@ -12,6 +12,7 @@ use seawall_proxy::Upstreams;
 use seawall_proxy::status::policies;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 #[derive(Clone)]
 struct App {
@@ -24,6 +25,12 @@ pub(crate) async fn start(addr: SocketAddr, upstreams: Upstreams, drain: Drain) 
     let listener =
         TcpListener::bind(addr).await.with_context(|| format!("the admin server cannot listen on {addr}"))?;
     let addr = listener.local_addr()?;
+    serve(listener, upstreams, drain);
+    Ok(addr)
+}
+
+/// The same on a listener; ends with the task.
+pub(crate) fn serve(listener: TcpListener, upstreams: Upstreams, drain: Drain) -> JoinHandle<()> {
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -36,8 +43,7 @@ pub(crate) async fn start(addr: SocketAddr, upstreams: Upstreams, drain: Drain) 
         if let Err(error) = axum::serve(listener, app).await {
             tracing::warn!(%error, "the admin server has ended");
         }
-    });
-    Ok(addr)
+    })
 }
 
 async fn ready(State(app): State<App>) -> (StatusCode, &'static str) {

@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use seawall_discovery::{Control, Subscriber, SubscriberConfig};
 use seawall_gateway::{Gateway, Routes};
 use seawall_proxy::Upstreams;
+use tokio::net::TcpListener;
 
 use crate::config::route_files;
 use crate::process::Hangup;
-use crate::{admin, process};
+use crate::{admin, handover, process};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,6 +27,10 @@ pub(crate) struct Args {
     /// Where `/metrics` and `/status` are answered. Default: the file's `admin`.
     #[arg(long)]
     admin: Option<SocketAddr>,
+    /// Take the place of the gateway of this name that serves on this machine: it hands its listeners over, finishes its requests and
+    /// ends. No connection is refused.
+    #[arg(long)]
+    take_over: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -37,7 +43,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (trigger, drain) = seawall_drain::channel();
         let upstreams = Upstreams::new(loaded.config.policies.clone())?;
         upstreams.speak(loaded.config.protocols());
-        let gateway = Gateway::bind(name, config.clone())?;
+        let socket = handover::socket(&loaded.data(), name);
+        let mut taken = args.take_over.then(|| handover::take(&socket)).transpose()?;
+        let gateway = match &mut taken {
+            Some(taken) => Gateway::adopt(name, config.clone(), std::mem::take(&mut taken.listeners))?,
+            None => Gateway::bind(name, config.clone())?,
+        };
+        let listeners = gateway.listeners()?;
         let addr = gateway.addr();
         let routes = gateway.routes();
         let again = Again { file: loaded.file.clone(), name: name.to_owned(), upstreams: upstreams.clone(), routes };
@@ -49,13 +61,40 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let subscriber = Subscriber::new(SubscriberConfig { name: who, file }, Control::new(nodes));
         // The last good snapshot is in use before the first request is taken.
         upstreams.publish(subscriber.snapshot());
-        let admin = admin::start(args.admin.unwrap_or(config.admin), upstreams.clone(), drain.clone()).await?;
+        let addr_of_admin = args.admin.unwrap_or(config.admin);
+        let admin_listener = match &taken {
+            Some(taken) => taken.admin.try_clone()?,
+            None => std::net::TcpListener::bind(addr_of_admin)
+                .with_context(|| format!("the admin server cannot listen on {addr_of_admin}"))?,
+        };
+        admin_listener.set_nonblocking(true)?;
+        let admin = admin_listener.local_addr()?;
+        let own = admin_listener.try_clone()?;
+        let serving = admin::serve(TcpListener::from_std(admin_listener)?, upstreams.clone(), drain.clone());
         gateway.start(&upstreams, &drain)?;
+        if let Some(taken) = taken {
+            taken.ready();
+        }
+        let (go, mut successor) = tokio::sync::mpsc::channel(1);
+        let go_on = move || {
+            // Whoever does not wait any more is going already.
+            let _ = go.blocking_send(());
+        };
+        let offer = handover::offer(&socket, listeners, own, go_on)
+            .inspect_err(|error| tracing::warn!("no successor can take over: {error:#}"));
         let (leaving, follow) = seawall_drain::channel();
         let publisher = upstreams.clone();
         let following = tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
         tracing::info!(gateway = %name, %addr, %admin, "ready");
-        process::stopped().await?;
+        tokio::select! {
+            stopped = process::stopped() => stopped?,
+            Some(()) = successor.recv() => {
+                // The successor answers there.
+                serving.abort();
+                tracing::info!(gateway = %name, "a successor serves");
+            }
+        }
+        drop(offer);
         tracing::info!(gateway = %name, waiting_for = %trigger.waiting(), "draining");
         let report = trigger.drain(config.drain.get()).await;
         if !report.is_clean() {

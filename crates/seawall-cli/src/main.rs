@@ -11,6 +11,7 @@ mod elections;
 mod elsewhere;
 mod gateway;
 mod guard;
+mod handover;
 mod import;
 mod init;
 mod lock;
@@ -74,7 +75,7 @@ enum Command {
     Stop(up::client::ServiceArgs),
     /// Start a service of a running `seawall up` again.
     Start(up::client::ServiceArgs),
-    /// Restart a service of a running `seawall up`, one replica after the other.
+    /// Restart a service of a running `seawall up`, one replica after the other, or a gateway, without a refused connection.
     Restart(up::client::ServiceArgs),
     /// Let the parts of a running `seawall up` read the policies of its file again; no state is lost.
     Reload(up::client::ReloadArgs),

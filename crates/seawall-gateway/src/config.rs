@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
+use seawall_proxy::access::AccessLogConfig;
 use seawall_proxy::tls::TlsConfig;
 use seawall_types::{Period, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct GatewayConfig {
     /// TLS on `listen`. Default: clear text.
     #[serde(default)]
     pub tls: Option<TlsConfig>,
+    /// Where requests are written down, one line of JSON each. Default: nowhere.
+    #[serde(default)]
+    pub access_log: Option<AccessLogConfig>,
     /// Where it answers `/metrics`, `/healthz`, `/readyz` and `/status`. Default: a free port of 127.0.0.1.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
@@ -59,6 +63,9 @@ impl GatewayConfig {
         let routes = self.routes.iter_mut().flat_map(|route| &mut route.filters);
         self.filters.iter_mut().chain(routes).for_each(|filter| filter.resolve(base));
         self.routes_from = self.routes_from.take().map(|directory| base.join(directory));
+        if let Some(log) = self.access_log.as_mut().filter(|log| log.file != Path::new("-")) {
+            log.file = base.join(&log.file);
+        }
         self.tls = self.tls.take().map(|tls| tls.within(base));
     }
 }

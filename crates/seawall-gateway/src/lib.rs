@@ -27,7 +27,7 @@ pub use routes::{Changes, Routes};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use seawall_drain::Drain;
@@ -87,18 +87,35 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError`].
     pub fn bind(name: &str, config: GatewayConfig) -> Result<Self, GatewayError> {
+        Self::on(name, config, Server::bind)
+    }
+
+    /// The same on the listeners of a gateway that serves, which are to be its own.
+    ///
+    /// # Errors
+    /// [`GatewayError`]; [`GatewayError::Listen`] if they listen elsewhere.
+    pub fn adopt(name: &str, config: GatewayConfig, listeners: Vec<TcpListener>) -> Result<Self, GatewayError> {
+        Self::on(name, config, |config| Server::adopt(config, listeners))
+    }
+
+    fn on(
+        name: &str,
+        config: GatewayConfig,
+        bind: impl FnOnce(ServerConfig) -> io::Result<Server>,
+    ) -> Result<Self, GatewayError> {
         let name: Arc<str> = name.into();
         let table =
             RouteTable::of(&config).map_err(|problems| GatewayError::Routes { name: name.clone(), problems })?;
         let tls = config.tls.clone().map(Tls::start).transpose();
         let tls = tls.map_err(|source| GatewayError::Tls { name: name.clone(), source })?;
-        let server = Server::bind(ServerConfig {
+        let server = bind(ServerConfig {
             name: format!("gateway {name}").into(),
             listen: config.listen,
             workers: config.workers.map_or_else(cores, usize::from),
             connections: config.connections as usize,
             edge: Some(config.trusted_hops),
             tls,
+            access_log: config.access_log.clone(),
         })
         .map_err(|source| GatewayError::Listen { name: name.clone(), addr: config.listen, source })?;
         Ok(Self { name, routes: Routes::new(config, table), server })
@@ -107,6 +124,14 @@ impl Gateway {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
+    }
+
+    /// Its listeners once more, to be handed over.
+    ///
+    /// # Errors
+    /// When the operating system has no more descriptors.
+    pub fn listeners(&self) -> io::Result<Vec<TcpListener>> {
+        self.server.listeners()
     }
 
     /// Its routes, to be replaced while it serves.

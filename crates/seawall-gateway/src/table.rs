@@ -161,7 +161,8 @@ impl RouteTable {
                 }
             };
             let steps = filters.steps();
-            let route = Arc::new(Route { id: config.id.as_str().into(), steps, fallback, last_hop: false });
+            let id = config.id.as_str().into();
+            let route = Arc::new(Route { id, steps, fallback, ..Route::default() });
             entries.push(Entry { at, matcher, service, filters, route });
         }
         if precedence == Precedence::Specific {

@@ -1,5 +1,6 @@
 //! What one attempt holds, and what is settled when its response has passed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Which instance answers.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.attempt.endpoint.as_ref().map(|endpoint| endpoint.addr)
+    }
+
     /// The trailers are here: a gRPC call's verdict is in them.
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
         self.head.trailers(trailers);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use crate::access::Line;
 use crate::attempt::Record;
 
 /// A body that could not be passed on.
@@ -130,6 +132,9 @@ pub struct ResponseBody {
     /// Runs only while the upstream is silent.
     stall: Option<Pin<Box<Sleep>>>,
     idle: Duration,
+    /// Which instance answers.
+    endpoint: Option<SocketAddr>,
+    line: Option<Line>,
 }
 
 enum Source {
@@ -153,19 +158,41 @@ impl ResponseBody {
     pub fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let source = Source::Whole((!bytes.is_empty()).then_some(bytes));
-        Self { source, record: None, stall: None, idle: Duration::MAX }
+        Self { source, record: None, stall: None, idle: Duration::MAX, endpoint: None, line: None }
     }
 
     /// A body that a filter makes, of another one as a rule: that one's call is under way until it is dropped or has ended.
     pub fn made(body: impl Body<Data = Bytes, Error = BodyError> + Send + 'static) -> Self {
-        Self { source: Source::Made(Box::pin(body)), record: None, stall: None, idle: Duration::MAX }
+        Self {
+            source: Source::Made(Box::pin(body)),
+            record: None,
+            stall: None,
+            idle: Duration::MAX,
+            endpoint: None,
+            line: None,
+        }
     }
 
     /// An upstream's answer; `record` is told of its end, and a silence longer than `idle` breaks it off.
     pub(crate) fn stream(incoming: Incoming, record: Record, idle: Duration) -> Self {
-        let mut body = Self { source: Source::Stream(incoming), record: Some(record), stall: None, idle };
+        let endpoint = record.endpoint();
+        let source = Source::Stream(incoming);
+        let mut body = Self { source, record: Some(record), stall: None, idle, endpoint, line: None };
         body.settle();
         body
+    }
+
+    /// Which instance answers, where it is one.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    /// Has a line of the access log written at its end.
+    pub(crate) fn note(&mut self, mut line: Line) {
+        if self.is_end_stream() {
+            line.ended();
+        }
+        self.line = Some(line);
     }
 
     /// The response will not be passed on: whatever it was, the call has failed.
@@ -204,6 +231,40 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        let polled = this.poll_source(context);
+        if let (Some(line), Poll::Ready(frame)) = (&mut this.line, &polled) {
+            match frame {
+                Some(Ok(frame)) => line.passed(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(_)) => {}
+                None => line.ended(),
+            }
+            if matches!(frame, Some(Ok(_))) && this.is_end_stream() {
+                this.line.iter_mut().for_each(Line::ended);
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Made(body) => body.is_end_stream(),
+            Source::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Made(body) => body.size_hint(),
+            Source::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self;
         let incoming = match &mut this.source {
             Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Made(body) => return body.as_mut().poll_frame(context),
@@ -239,22 +300,6 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Err(BodyError::Stalled(idle))))
             }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Whole(bytes) => bytes.is_none(),
-            Source::Stream(incoming) => incoming.is_end_stream(),
-            Source::Made(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Stream(incoming) => incoming.size_hint(),
-            Source::Made(body) => body.size_hint(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -45,6 +46,12 @@ use crate::pipeline::{Matched, Pipeline};
 pub trait Filter: fmt::Debug + Send + Sync + 'static {
     /// The answer to a request. What comes after is [`Next::run`]. The future is dropped when the client has gone.
     fn call<'a>(&'a self, request: Request<RequestBody>, next: Next<'a>) -> Answering<'a>;
+
+    /// What kind it is, for metrics. Default: the name of its type.
+    fn name(&self) -> &'static str {
+        let name = std::any::type_name::<Self>();
+        name.rsplit("::").next().unwrap_or(name)
+    }
 }
 
 /// An answer on its way.
@@ -121,6 +128,8 @@ pub(crate) struct Exchange {
     pub(crate) matched: Matched,
     pub(crate) arrived: Instant,
     pub(crate) client: Option<IpAddr>,
+    /// What has just been spent after a filter, in nanoseconds.
+    pub(crate) after: AtomicU64,
 }
 
 /// The steps that are still to come, and the service after them.
@@ -129,26 +138,41 @@ pub struct Next<'a> {
     pub(crate) pipeline: &'a Arc<Pipeline>,
     pub(crate) exchange: &'a Exchange,
     pub(crate) steps: &'a [Step],
+    /// Whether it is a filter that goes on.
+    pub(crate) filtered: bool,
 }
 
 impl<'a> Next<'a> {
     /// The answer of what comes after. May be asked more than once.
     pub async fn run(self, mut request: Request<RequestBody>) -> Response<ResponseBody> {
+        let begun = self.filtered.then(Instant::now);
         for (at, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Request(op) => op.apply(request.headers_mut()),
                 Step::Response(_) => {}
                 Step::Around(filter) => {
-                    let next = Self { steps: &self.steps[at + 1..], ..self };
+                    let next = Self { steps: &self.steps[at + 1..], filtered: true, ..self };
+                    let begun = Instant::now();
                     let mut response = filter.call(request, next).await;
+                    let (took, after) = (begun.elapsed(), self.exchange.after.swap(0, Ordering::Relaxed));
+                    self.pipeline.filtered(filter.name(), took.saturating_sub(Duration::from_nanos(after)));
                     on_response(&self.steps[..at], response.headers_mut());
+                    self.spent(Some(begun));
                     return response;
                 }
             }
         }
         let mut response = self.pipeline.end(self.exchange, request).await;
         on_response(self.steps, response.headers_mut());
+        self.spent(begun);
         response
+    }
+
+    fn spent(&self, begun: Option<Instant>) {
+        if let Some(begun) = begun.filter(|_| self.filtered) {
+            let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.exchange.after.store(nanos, Ordering::Relaxed);
+        }
     }
 
     /// Whose request it is, at the edge; see [`Asked::client`](crate::Asked::client).

@@ -5,6 +5,7 @@
 //! current-thread runtime per core with a listener and a pool each, and shares nothing on the way of a request but the
 //! policies' own counters.
 
+pub mod access;
 mod attempt;
 pub mod balance;
 pub mod body;

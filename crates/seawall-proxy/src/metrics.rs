@@ -65,7 +65,23 @@ impl ServiceMetrics {
 pub struct Registry {
     services: Mutex<BTreeMap<ServiceName, Blocks>>,
     filters: Mutex<BTreeMap<&'static str, Family>>,
+    routes: Mutex<BTreeMap<Box<str>, Vec<Arc<RouteMetrics>>>>,
+    times: Mutex<BTreeMap<&'static str, Vec<Arc<Histogram>>>>,
+    /// Lines that the access log did not take.
+    pub access_log_dropped: Counter,
 }
+
+/// One worker's counters of one route.
+#[derive(Debug, Default)]
+pub struct RouteMetrics {
+    /// Answers by the first digit of their status, 1 to 5.
+    pub responses: [Counter; 5],
+    /// From the request's arrival to the answer's head.
+    pub latency: Histogram,
+}
+
+/// Routes that are counted at most before those that are no more are forgotten.
+const ROUTES: usize = 20_000;
 
 /// Counters of filters, by their labels.
 #[derive(Debug)]
@@ -93,6 +109,57 @@ impl Registry {
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         let family = filters.entry(family).or_insert_with(|| Family { help, counters: BTreeMap::new() });
         family.counters.entry(labels).or_default().clone()
+    }
+
+    /// A block for a route of one more worker; one that its worker has no more use for is taken up again.
+    pub fn route(&self, id: &str) -> Arc<RouteMetrics> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if routes.len() >= ROUTES && !routes.contains_key(id) {
+            routes.retain(|_, blocks| blocks.iter().any(|block| Arc::strong_count(block) > 1));
+        }
+        let blocks = routes.entry(id.into()).or_default();
+        if let Some(free) = blocks.iter().find(|block| Arc::strong_count(block) == 1) {
+            return free.clone();
+        }
+        let block = Arc::new(RouteMetrics::default());
+        blocks.push(block.clone());
+        block
+    }
+
+    /// The times of a kind of filter in one more worker.
+    pub fn times(&self, filter: &'static str) -> Arc<Histogram> {
+        let histogram = Arc::new(Histogram::default());
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.entry(filter).or_default().push(histogram.clone());
+        histogram
+    }
+
+    fn write_routes(&self, page: &mut Page) {
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        page.family(
+            "seawall_route_responses_total",
+            "counter",
+            "Answers of a route by status class, whoever gave them.",
+        );
+        for (route, blocks) in routes.iter() {
+            for (at, class) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
+                let sum: u64 = blocks.iter().map(|block| block.responses[at].get()).sum();
+                page.sample("seawall_route_responses_total", &[("route", route), ("class", class)], sum);
+            }
+        }
+        page.family("seawall_route_seconds", "histogram", "From a request's arrival to its answer's head, by route.");
+        for (route, blocks) in routes.iter() {
+            let parts = blocks.iter().map(|block| &block.latency);
+            page.histogram("seawall_route_seconds", &[("route", route)], parts);
+        }
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        page.family("seawall_filter_seconds", "histogram", "What a filter takes, without what comes after it.");
+        for (filter, histograms) in times.iter() {
+            let parts = histograms.iter().map(|histogram| &**histogram);
+            page.histogram("seawall_filter_seconds", &[("filter", filter)], parts);
+        }
+        page.family("seawall_access_log_dropped_total", "counter", "Requests that the access log had no place for.");
+        page.sample("seawall_access_log_dropped_total", &[], self.access_log_dropped.get());
     }
 
     fn write_filters(&self, page: &mut Page) {
@@ -212,6 +279,7 @@ pub fn page(upstreams: &Upstreams) -> String {
         page.histogram("seawall_request_seconds", &[("service", service)], parts);
     }
     drop(services);
+    upstreams.metrics().write_routes(&mut page);
     policies(&mut page, &upstreams.guards());
     upstreams.metrics().write_filters(&mut page);
     page.family("seawall_snapshot_revision", "gauge", "The revision of the registry that is in use.");

@@ -9,10 +9,11 @@
 //! the control plane. The order of the policies is that of `seawall-resilience`: each attempt passes the breaker and
 //! the bulkhead anew. Every request, rejected or not, leaves through `record`.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST};
@@ -25,14 +26,17 @@ use seawall_resilience::http::Head;
 use seawall_resilience::retry::NoRetry;
 use seawall_resilience::{Breaker, Bulkhead, Chain, Hedge, Outcome, Priority, breaker, bulkhead, deadline};
 use seawall_telemetry::metrics::Counter;
+use seawall_telemetry::metrics::Histogram;
 use seawall_types::{ServiceName, header};
 use tokio::time::timeout_at;
 
+use crate::access::AccessLog;
 use crate::attempt::Attempt;
 use crate::balance;
 use crate::body::{RequestBody, ResponseBody};
 use crate::filter::{Affinity, AnsweredBy, CalledBy, Exchange, Fixed, Next, Step};
 use crate::headers::{self, Forwarding};
+use crate::metrics::RouteMetrics;
 use crate::reject::{self, Reason, Rejection, promises_unsent};
 use crate::send::{is_grpc, send};
 use crate::upstream::{Handle, Upstream, View};
@@ -88,8 +92,20 @@ pub struct Route {
     pub steps: Vec<Step>,
     /// What is answered when the service cannot.
     pub fallback: Option<Fixed>,
+    /// Its counters in this worker; each clone counts for itself from its first request on.
+    pub metrics: Counted,
     /// The next hop is the service itself, in whose mouth Seawall's own words mean nothing.
     pub last_hop: bool,
+}
+
+/// A place for a route's counters.
+#[derive(Debug, Default)]
+pub struct Counted(OnceLock<Arc<RouteMetrics>>);
+
+impl Clone for Counted {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// Where a request goes.
@@ -161,12 +177,38 @@ struct Failed {
 pub struct Pipeline {
     view: View,
     started: Instant,
+    log: Option<AccessLog>,
+    /// Requests without a route.
+    nowhere: Counted,
+    /// By kind of filter; the lock is never waited for.
+    filters: Mutex<HashMap<&'static str, Arc<Histogram>>>,
 }
 
 impl Pipeline {
     /// A pipeline for one worker.
     pub fn new(view: View) -> Self {
-        Self { view, started: Instant::now() }
+        Self::logging(view, None)
+    }
+
+    /// The same, with an access log.
+    pub fn logging(view: View, log: Option<AccessLog>) -> Self {
+        let (nowhere, filters) = (Counted::default(), Mutex::default());
+        Self { view, started: Instant::now(), log, nowhere, filters }
+    }
+
+    /// What one filter has taken for one request.
+    pub(crate) fn filtered(&self, name: &'static str, took: Duration) {
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let histogram = filters.entry(name).or_insert_with(|| self.view.upstreams().metrics().times(name));
+        histogram.record(took);
+    }
+
+    fn count(&self, counted: &Counted, id: &str, status: StatusCode, arrived: Instant) {
+        let metrics = counted.0.get_or_init(|| self.view.upstreams().metrics().route(id));
+        metrics.latency.record(arrived.elapsed());
+        if let Some(counter) = metrics.responses.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
+            counter.increment();
+        }
     }
 
     /// Answers one request; never fails, whatever happens.
@@ -180,16 +222,45 @@ impl Pipeline {
     ) -> Response<ResponseBody> {
         let arrived = Instant::now();
         let (mut parts, body) = request.into_parts();
-        let grpc = is_grpc(&parts.headers);
-        let matched = match route(router, &Asked::new(&parts, forwarding)) {
-            Ok(matched) => matched,
+        let mut line = self.log.as_ref().map(|log| {
+            let trace = headers::trace(&mut parts.headers);
+            log.begin(&parts, forwarding.map(|forwarding| forwarding.client(&parts.headers)), trace, arrived)
+        });
+        let (mut response, route) = match route(router, &Asked::new(&parts, forwarding)) {
+            Ok(matched) => {
+                let route = matched.route.clone();
+                line.iter_mut().for_each(|line| line.routed(&route, matched.service.as_str()));
+                (self.filter(matched, &route, parts, body, forwarding, arrived).await, Some(route))
+            }
             Err(RouteError { reason, detail }) => {
                 tracing::debug!(%reason, method = %parts.method, path = parts.uri.path(), detail, "no route");
                 let rejection = Rejection::unsent(reason, Arc::default(), detail);
-                return if grpc { rejection.into_grpc() } else { rejection.into_response() };
+                let grpc = is_grpc(&parts.headers);
+                (if grpc { rejection.into_grpc() } else { rejection.into_response() }, None)
             }
         };
-        let route = matched.route.clone();
+        match &route {
+            Some(route) => self.count(&route.metrics, &route.id, response.status(), arrived),
+            None => self.count(&self.nowhere, "-", response.status(), arrived),
+        }
+        if let Some(mut line) = line {
+            let rejected = response.headers().get(header::REJECTED).cloned();
+            line.answered(response.status(), rejected, response.body().endpoint());
+            response.body_mut().note(line);
+        }
+        response
+    }
+
+    /// From the route on: the filters, and what is after them.
+    async fn filter(
+        self: &Arc<Self>,
+        matched: Matched,
+        route: &Route,
+        mut parts: Parts,
+        body: Incoming,
+        forwarding: Option<&Forwarding>,
+        arrived: Instant,
+    ) -> Response<ResponseBody> {
         // Worked out before the headers are ours, and only for those who may ask.
         let waits = route.steps.iter().any(|step| matches!(step, Step::Around(_)));
         let client = forwarding.filter(|_| waits).map(|forwarding| forwarding.client(&parts.headers));
@@ -202,8 +273,8 @@ impl Pipeline {
         if let Some(forwarding) = forwarding {
             forwarding.apply(&mut parts.headers, host);
         }
-        let exchange = Exchange { matched, arrived, client };
-        let next = Next { pipeline: self, exchange: &exchange, steps: &route.steps };
+        let exchange = Exchange { matched, arrived, client, after: AtomicU64::new(0) };
+        let next = Next { pipeline: self, exchange: &exchange, steps: &route.steps, filtered: false };
         next.run(Request::from_parts(parts, body.into())).await
     }
 

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_io_timeout::TimeoutWriter;
 
+use crate::access::{AccessLog, AccessLogConfig};
 use crate::framing::Strict;
 use crate::headers::Forwarding;
 use crate::http2::{Bounded, LOOK, Look, Watch};
@@ -71,13 +72,16 @@ pub struct ServerConfig {
     pub edge: Option<u8>,
     /// TLS, or clear text.
     pub tls: Option<Arc<Tls>>,
+    /// Where requests are written down.
+    pub access_log: Option<AccessLogConfig>,
 }
 
 /// A bound server that does not accept yet.
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
-    listeners: Vec<std::net::TcpListener>,
+    /// Those of each worker.
+    listeners: Vec<Vec<std::net::TcpListener>>,
     addr: SocketAddr,
 }
 
@@ -93,12 +97,39 @@ impl Server {
             let probe = socket(addr, false)?;
             addr = probe.local_addr()?.as_socket().unwrap_or(addr);
         }
-        let listeners = (0..config.workers.max(1)).map(|_| {
-            let socket = socket(addr, true)?;
-            socket.listen(BACKLOG)?;
-            Ok(std::net::TcpListener::from(socket))
-        });
+        let listeners = (0..config.workers.max(1)).map(|_| Ok(vec![listener(addr)?]));
         Ok(Self { listeners: listeners.collect::<io::Result<_>>()?, addr, config })
+    }
+
+    /// Takes the listeners that another process has on the same address, so that no connection is refused while this one takes
+    /// its place. With fewer workers than listeners a worker has several.
+    ///
+    /// # Errors
+    /// They listen elsewhere.
+    pub fn adopt(config: ServerConfig, adopted: Vec<std::net::TcpListener>) -> io::Result<Self> {
+        let addr = adopted.first().ok_or(io::ErrorKind::InvalidInput)?.local_addr()?;
+        let other = addr.ip() != config.listen.ip() || ![0, addr.port()].contains(&config.listen.port());
+        if other {
+            return Err(io::Error::other(format!("what was handed over listens on {addr}")));
+        }
+        let mut listeners: Vec<Vec<_>> = (0..config.workers.max(1)).map(|_| Vec::new()).collect();
+        let workers = listeners.len();
+        for (number, adopted) in adopted.into_iter().enumerate() {
+            adopted.set_nonblocking(true)?;
+            listeners[number % workers].push(adopted);
+        }
+        for own in listeners.iter_mut().filter(|own| own.is_empty()) {
+            own.push(listener(addr)?);
+        }
+        Ok(Self { listeners, addr, config })
+    }
+
+    /// The same sockets once more, to be handed over.
+    ///
+    /// # Errors
+    /// When the operating system has no more descriptors.
+    pub fn listeners(&self) -> io::Result<Vec<std::net::TcpListener>> {
+        self.listeners.iter().flatten().map(std::net::TcpListener::try_clone).collect()
     }
 
     /// Where it listens.
@@ -112,9 +143,16 @@ impl Server {
     /// # Errors
     /// When the operating system refuses a thread or a runtime.
     pub fn start<R: Router>(self, upstreams: &Upstreams, drain: &Drain, router: impl Fn() -> R) -> io::Result<()> {
-        for (number, listener) in self.listeners.into_iter().enumerate() {
+        let log = self.config.access_log.as_ref().map(|config| {
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("access_log {}: {error}", config.file.display()))
+            };
+            AccessLog::start(config, upstreams).map_err(named)
+        });
+        let log = log.transpose()?;
+        for (number, listeners) in self.listeners.into_iter().enumerate() {
             let worker = Arc::new(Worker {
-                pipeline: Arc::new(Pipeline::new(View::new(upstreams.clone()))),
+                pipeline: Arc::new(Pipeline::logging(View::new(upstreams.clone()), log.clone())),
                 router: router(),
                 connections: Arc::new(Semaphore::new(self.config.connections.max(1))),
                 limit: self.config.connections.max(1) as u32,
@@ -129,10 +167,16 @@ impl Server {
             let name = format!("{} {number}", self.config.name);
             std::thread::Builder::new()
                 .name(name)
-                .spawn(move || runtime.block_on(worker.run(listener, drain, accepting)))?;
+                .spawn(move || runtime.block_on(worker.run(listeners, drain, accepting)))?;
         }
         Ok(())
     }
+}
+
+fn listener(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(addr, true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn socket(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -169,7 +213,17 @@ struct Connection<'a> {
 }
 
 impl<R: Router> Worker<R> {
-    async fn run(self: Arc<Self>, listener: std::net::TcpListener, drain: Drain, accepting: Guard) {
+    async fn run(self: Arc<Self>, listeners: Vec<std::net::TcpListener>, drain: Drain, accepting: Guard) {
+        let accepting = Arc::new(accepting);
+        let each =
+            listeners.into_iter().map(|listener| self.clone().listen(listener, drain.clone(), accepting.clone()));
+        futures_util::future::join_all(each).await;
+        drop(accepting);
+        // The runtime has to live until the last connection is done.
+        let _ = self.connections.acquire_many(self.limit).await;
+    }
+
+    async fn listen(self: Arc<Self>, listener: std::net::TcpListener, drain: Drain, accepting: Arc<Guard>) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(server = %self.name, %error, "cannot listen"),
@@ -187,8 +241,6 @@ impl<R: Router> Worker<R> {
             self.clone().spawn(accepted, &drain);
         }
         drop((listener, accepting));
-        // The runtime has to live until the last connection is done.
-        let _ = self.connections.acquire_many(self.limit).await;
     }
 
     async fn accept(&self, listener: &TcpListener) -> (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit) {

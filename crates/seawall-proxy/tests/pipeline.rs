@@ -449,7 +449,14 @@ async fn draining_finishes_what_is_in_flight_and_takes_nothing_new() {
 #[tokio::test]
 async fn a_taken_port_is_refused() {
     let proxy = Proxy::start(serde_json::json!({}), &[]);
-    let config =
-        ServerConfig { name: "second".into(), listen: proxy.addr, workers: 1, connections: 10, edge: None, tls: None };
+    let config = ServerConfig {
+        name: "second".into(),
+        listen: proxy.addr,
+        workers: 1,
+        connections: 10,
+        edge: None,
+        tls: None,
+        access_log: None,
+    };
     assert_eq!(Server::bind(config).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }

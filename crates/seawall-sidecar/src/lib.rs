@@ -68,6 +68,7 @@ impl Sidecar {
                 connections: 10_000,
                 edge: None,
                 tls: None,
+                access_log: None,
             };
             let service = config.service.to_string();
             Server::bind(server).map_err(|source| SidecarError::Listen { service, side, addr: listen, source })

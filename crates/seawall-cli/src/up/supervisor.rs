@@ -36,6 +36,8 @@ const ANSWER: Duration = Duration::from_millis(800);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     Run,
+    /// Let a successor take its place.
+    Replace,
     /// Ask it to end, and kill it when its patience is over.
     Stop,
     /// Kill it at once.
@@ -77,16 +79,33 @@ impl Process {
         let _ = state.wait_for(|state| state.pid.is_none()).await;
     }
 
+    /// Lets a successor take its listeners over, and waits until it has.
+    async fn replace(&self) -> Result<(), String> {
+        let mut state = self.state.subscribe();
+        let before = state.borrow_and_update().pid.ok_or_else(|| format!("{} does not run", self.spec.name))?;
+        self.wanted.send_replace(Wanted::Replace);
+        let mut wanted = self.wanted.subscribe();
+        // It is wanted to run again once the one or the other has ended.
+        let limit = self.spec.patience + HEALTHY;
+        let done = tokio::time::timeout(limit, wanted.wait_for(|wanted| *wanted != Wanted::Replace)).await;
+        let replaced = self.state.borrow().pid.is_some_and(|pid| pid != before);
+        match done {
+            Ok(_) if replaced => Ok(()),
+            Ok(_) => Err(format!("the successor of {} has died; the one that served goes on", self.spec.name)),
+            Err(_) => Err(format!("{} was not replaced within {limit:?}", self.spec.name)),
+        }
+    }
+
     async fn supervise(self, screen: Screen) {
         let mut wanted = self.wanted.subscribe();
         let mut pause = BACKOFF;
         loop {
-            if wanted.wait_for(|wanted| *wanted == Wanted::Run).await.is_err() {
+            if wanted.wait_for(|wanted| matches!(wanted, Wanted::Run | Wanted::Replace)).await.is_err() {
                 return;
             }
             let started = Instant::now();
             let name = &self.spec.name;
-            match self.spawn(&screen) {
+            match self.spawn(&screen, &[]) {
                 Ok(mut child) => {
                     self.state.send_modify(|state| state.pid = child.id());
                     let asked = self.wait(&mut child, &mut wanted, &screen).await;
@@ -105,16 +124,16 @@ impl Process {
             self.state.send_modify(|state| state.restarts += 1);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                _ = wanted.wait_for(|wanted| *wanted != Wanted::Run) => {}
+                _ = wanted.wait_for(|wanted| !matches!(wanted, Wanted::Run | Wanted::Replace)) => {}
             }
             pause = (pause * 2).min(MAX_BACKOFF);
         }
     }
 
-    fn spawn(&self, screen: &Screen) -> std::io::Result<Child> {
+    fn spawn(&self, screen: &Screen, more: &[&str]) -> std::io::Result<Child> {
         let spec = &self.spec;
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(guard::words(std::process::id(), spec.group)).args(&spec.command);
+        command.args(guard::words(std::process::id(), spec.group)).args(&spec.command).args(more);
         command.envs(&spec.env).current_dir(&spec.dir).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Of its own group, so that Ctrl-C reaches us alone and we stop it when its turn has come.
@@ -131,8 +150,31 @@ impl Process {
 
     /// Waits for its end, and brings it about when that is wanted. Says whether it was.
     async fn wait(&self, child: &mut Child, wanted: &mut watch::Receiver<Wanted>, screen: &Screen) -> bool {
-        let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        let asked = self.wait_for_leader(child, wanted, screen).await;
+        let mut group = group(child);
+        let asked = loop {
+            let ended = tokio::select! {
+                ended = child.wait() => Some(ended),
+                _ = wanted.wait_for(|wanted| *wanted != Wanted::Run) => None,
+            };
+            if ended.is_some() || *wanted.borrow_and_update() != Wanted::Replace {
+                break self.end(child, ended, wanted, screen).await;
+            }
+            match self.successor(child, wanted, screen).await {
+                Ok(successor) => {
+                    *child = successor;
+                    group = self::group(child);
+                    self.state.send_modify(|state| state.pid = child.id());
+                }
+                Err(why) => screen.say(&why),
+            }
+            self.wanted.send_if_modified(|wanted| {
+                let replaces = *wanted == Wanted::Replace;
+                if replaces {
+                    *wanted = Wanted::Run;
+                }
+                replaces
+            });
+        };
         // Whatever the service has started belongs to its group, and goes with it.
         if let Some(group) = group {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
@@ -141,16 +183,40 @@ impl Process {
         asked
     }
 
-    async fn wait_for_leader(&self, child: &mut Child, wanted: &mut watch::Receiver<Wanted>, screen: &Screen) -> bool {
+    /// Starts another that takes over, and waits until the first has ended because of it.
+    async fn successor(
+        &self,
+        child: &mut Child,
+        wanted: &mut watch::Receiver<Wanted>,
+        screen: &Screen,
+    ) -> Result<Child, String> {
         let name = &self.spec.name;
-        let ended = tokio::select! {
-            ended = child.wait() => Some(ended),
-            _ = wanted.wait_for(|wanted| *wanted != Wanted::Run) => None,
-        };
+        let spawned = self.spawn(screen, &["--take-over"]);
+        let mut successor = spawned.map_err(|error| format!("cannot start the successor of {name}: {error}"))?;
+        tokio::select! {
+            _ = child.wait() => return Ok(successor),
+            ended = successor.wait() => {
+                let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                return Err(format!("the successor of {name} has died: {how}; the one that served goes on"));
+            }
+            _ = wanted.wait_for(|wanted| *wanted != Wanted::Replace) => {}
+        }
+        let _ = successor.kill().await;
+        Err(format!("the successor of {name} is not wanted any more"))
+    }
+
+    async fn end(
+        &self,
+        child: &mut Child,
+        ended: Option<std::io::Result<std::process::ExitStatus>>,
+        wanted: &mut watch::Receiver<Wanted>,
+        screen: &Screen,
+    ) -> bool {
+        let name = &self.spec.name;
         if let Some(ended) = ended {
             let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
             screen.say(&format!("{name} has died: {how}"));
-            return *wanted.borrow() != Wanted::Run;
+            return !matches!(*wanted.borrow(), Wanted::Run | Wanted::Replace);
         }
         if *wanted.borrow() == Wanted::Stop {
             if let Some(pid) = child.id() {
@@ -165,6 +231,10 @@ impl Process {
         }
         true
     }
+}
+
+fn group(child: &Child) -> Option<Pid> {
+    child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw)
 }
 
 /// Copies lines to the screen; a line without end is cut.
@@ -352,8 +422,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Restarts a service, one replica after the other, each only when the one before is up again.
+    /// Restarts a service, one replica after the other, each only when the one before is up again; or a gateway, whose successor
+    /// takes its listeners over.
     pub(crate) async fn restart(&self, name: &str) -> Result<(), String> {
+        let gateway = |process: &&Process| process.spec.name.strip_prefix("gateway ").is_some_and(|own| own == name);
+        if let (Err(_), Some(gateway)) = (self.service(name), self.gateways.iter().find(gateway)) {
+            let _one = self.changing.lock().await;
+            return gateway.replace().await;
+        }
         let pairs = self.service(name)?;
         let _one = self.changing.lock().await;
         for pair in pairs {

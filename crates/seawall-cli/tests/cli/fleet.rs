@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::reload::Load;
 use super::support::*;
 
 const FILE: &str = "
@@ -205,6 +206,41 @@ fn a_rolling_restart_fails_no_request() {
     assert!(answers.len() > 20 && answers.iter().all(|status| *status == 200), "{answers:?}");
     let after = (pid(&site, "pages-1"), pid(&site, "pages-2"));
     assert!(before.0 != after.0 && before.1 != after.1);
+}
+
+#[test]
+fn a_gateway_is_restarted_without_a_refused_connection() {
+    let site = Site::new(FILE);
+    let _up = site.start(&["up", "seawall.yaml"]);
+    healthy(&site);
+    until("it serves", || get(site.gateway, "/pages/").status == 200);
+    let load = Load::start(site.gateway, "/pages/", 2);
+    for _ in 0..2 {
+        let before = pid(&site, "gateway public");
+        let output = site.run(&["restart", "public"]);
+        assert!(output.status.success(), "{output:?}");
+        let after = pid(&site, "gateway public");
+        assert!(after != before && !alive(before) && alive(after));
+    }
+    // One whose file is wrong by now does not get there; the one that serves goes on.
+    let before = pid(&site, "gateway public");
+    let file = site.dir.path().join("seawall.yaml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace("to: ", "two: ")).unwrap();
+    let up = std::os::unix::net::UnixStream::connect(site.dir.path().join("data/up.sock"));
+    let mut up =
+        up.or_else(|_| std::os::unix::net::UnixStream::connect(site.dir.path().join(".seawall/up.sock"))).unwrap();
+    std::io::Write::write_all(
+        &mut up,
+        b"POST /services/public/restart HTTP/1.1\r\nhost: up\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    )
+    .unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut up, &mut answer).unwrap();
+    assert!(answer.contains("the successor of gateway public has died"), "{answer}");
+    std::fs::write(&file, good).unwrap();
+    assert_eq!(pid(&site, "gateway public"), before);
+    assert!(load.end() > 10);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Routes change while requests pass.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
@@ -46,17 +46,7 @@ fn teams_have_files_of_their_own_and_a_change_is_live() {
     until("the gateway serves", || get(site.gateway, "/a/x").status == 200);
     assert_eq!((get(site.gateway, "/a/x").body, get(site.gateway, "/b").body), ("pages /x".into(), "other /b".into()));
     // Under load: every change is taken, and no request notices.
-    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let load = {
-        let (stop, asked, gateway) = (stop.clone(), asked.clone(), site.gateway);
-        std::thread::spawn(move || {
-            while !stop.load(Ordering::SeqCst) {
-                let answer = get(gateway, "/own");
-                assert_eq!(answer.status, 200, "{answer:?}");
-                asked.fetch_add(1, Ordering::SeqCst);
-            }
-        })
-    };
+    let load = Load::start(site.gateway, "/own", 1);
     write(
         &site,
         "c.yaml",
@@ -74,9 +64,7 @@ fn teams_have_files_of_their_own_and_a_change_is_live() {
     std::fs::write(site.dir.path().join("seawall.yaml"), text).unwrap();
     signal(gateway.child.id(), Signal::HUP);
     until("the file itself is read again at SIGHUP", || get(site.gateway, "/own/x").status == 200);
-    stop.store(true, Ordering::SeqCst);
-    load.join().unwrap();
-    assert!(asked.load(Ordering::SeqCst) > 10);
+    assert!(load.end() > 10);
 }
 
 #[test]
@@ -105,4 +93,78 @@ fn conflicts_between_teams_are_named_with_their_files() {
     let site = Site::new(FILE);
     let text = check(&site);
     assert!(text.starts_with("false") && text.contains("cannot read the directory"), "{text}");
+}
+
+/// Asks all the time, on connections of its own, until it is dropped; every answer has to be there.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    askers: Vec<std::thread::JoinHandle<u64>>,
+}
+
+impl Load {
+    pub(super) fn start(addr: std::net::SocketAddr, path: &'static str, askers: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asker = || {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                let mut asked = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    let answer = get(addr, path);
+                    assert_eq!(answer.status, 200, "{answer:?}");
+                    asked += 1;
+                }
+                asked
+            })
+        };
+        let askers = (0..askers).map(|_| asker()).collect();
+        Self { stop, askers }
+    }
+
+    pub(super) fn end(self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.askers.into_iter().map(|asker| asker.join().unwrap()).sum()
+    }
+}
+
+#[test]
+fn a_successor_takes_the_listeners_over_and_nobody_notices() {
+    let site = Site::new(
+        "control: { listen: CONTROL }
+gateways: { public: { listen: GATEWAY, workers: 2, drain: 5s, routes: [ { id: all, match: {}, to: pages } ] } }
+services: { pages: {} }
+",
+    );
+    let pages = Participant::start(|_| (200, "x".into()));
+    let _control = site.control();
+    site.register("pages", "one", pages.addr);
+    let nobody = site.run(&["gateway", "--take-over"]);
+    let text = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(!nobody.status.success() && text.contains("no gateway hands its listeners over"), "{text}");
+    let mut gateway = site.start(&["gateway"]);
+    until("the gateway serves", || get(site.gateway, "/").status == 200);
+    let load = Load::start(site.gateway, "/", 4);
+    for round in 0..3 {
+        if round == 1 {
+            // One that dies before it serves changes nothing.
+            let file = std::fs::read_to_string(site.dir.path().join("seawall.yaml")).unwrap();
+            let other = file.replace(&site.gateway.to_string(), "127.0.0.1:1");
+            std::fs::write(site.dir.path().join("other.yaml"), other).unwrap();
+            let failed = site.run(&["gateway", "--take-over", "--config", "other.yaml"]);
+            let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+            assert!(!failed.status.success() && text.contains("listens on"), "{text}");
+        }
+        let successor = site.start(&["gateway", "--take-over"]);
+        let mut former = std::mem::replace(&mut gateway, successor);
+        let mut ended = None;
+        until("the former one ends", || {
+            ended = former.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        assert!(ended.unwrap().success(), "{}", former.log());
+        assert!(former.log().contains("a successor serves"), "{}", former.log());
+    }
+    assert!(load.end() > 20);
+    let addr = site.gateway;
+    assert!(gateway.stop().success());
+    assert!(std::net::TcpStream::connect(addr).is_err(), "nobody listens any more");
 }

@@ -97,6 +97,7 @@ control: { listen: CONTROL }
 gateways:
   public:
     listen: GATEWAY
+    access_log: { file: access.log }
     routes:
       - id: old
         match: { path: '/old/{id}' }
@@ -123,7 +124,7 @@ fn filters_change_what_the_service_sees_and_some_answer_by_themselves() {
     let pages = Participant::start(|seen| (200, seen.path.clone()));
     let _control = site.control();
     site.register("pages", "one", pages.addr);
-    let _gateway = site.start(&["gateway"]);
+    let gateway = site.start(&["gateway"]);
     until("the gateway serves", || get(site.gateway, "/shop/a/7").status == 200);
     let old = get(site.gateway, "/old/7?a=b");
     assert_eq!((old.status, old.header("location")), (308, "https://shop.example/orders/7?a=b"), "{old:?}");
@@ -140,6 +141,26 @@ fn filters_change_what_the_service_sees_and_some_answer_by_themselves() {
     assert_eq!(pages.seen().last().unwrap().header("x-request-id"), named.header("x-request-id"));
     let walks = get(site.gateway, "/x/y");
     assert_eq!(walks.status, 400, "{walks:?}");
+    // All of it is written down and counted.
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(site.dir.path().join("access.log")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let line = |path: &str| lines().into_iter().find(|line| line["path"] == path);
+    until("the log has them", || line("/x/y").is_some());
+    let tea = line("/shop/tea/7/more").unwrap();
+    assert_eq!((&tea["route"], &tea["service"], &tea["status"]), (&"orders".into(), &"pages".into(), &200.into()));
+    assert_eq!(tea["upstream"], pages.addr.to_string());
+    assert_eq!(line("/robots.txt").unwrap()["bytes"], 4);
+    let admin = gateway.log().split("admin=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let metrics = get(admin, "/metrics").body;
+    for line in [
+        "seawall_route_responses_total{route=\"old\",class=\"3xx\"} 2",
+        "seawall_filter_seconds_count{filter=\"RequestId\"}",
+        "seawall_access_log_dropped_total 0",
+    ] {
+        assert!(metrics.lines().any(|own| own.starts_with(line)), "{line}: {metrics}");
+    }
     let explained = site.run(&["route", "explain", "GET", "/shop/tea/7?debug=1"]);
     let text = String::from_utf8_lossy(&explained.stdout).into_owned();
     assert!(text.contains("the service sees /v1/tea/of/7?source=gateway"), "{text}");

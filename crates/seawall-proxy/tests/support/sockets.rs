@@ -88,6 +88,7 @@ impl Proxy {
             connections: 100,
             edge,
             tls,
+            access_log: None,
         };
         let (trigger, drain) = seawall_drain::channel();
         let server = Server::bind(config).unwrap();
