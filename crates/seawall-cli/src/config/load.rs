@@ -146,8 +146,12 @@ pub(crate) fn nothing() -> Result<Loaded, ConfigError> {
 /// # Errors
 /// [`ConfigError`] with every mistake.
 pub(crate) fn text(name: &str, text: &str) -> Result<Config, ConfigError> {
-    let error = |mistakes| ConfigError { name: name.to_owned(), text: text.to_owned(), mistakes };
-    read(text, std::iter::empty(), Path::new("/")).map_err(error)
+    let mut sources = Sources::default();
+    sources.add(name.to_owned(), text.to_owned());
+    match read(text, std::iter::empty(), Path::new("/"), &mut sources) {
+        Ok(config) => Ok(config),
+        Err(mistakes) => Err(ConfigError { sources, mistakes }),
+    }
 }
 
 fn finish(name: String, text: String, file: PathBuf) -> Result<Loaded, ConfigError> {
