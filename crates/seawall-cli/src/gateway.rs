@@ -70,7 +70,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         admin_listener.set_nonblocking(true)?;
         let admin = admin_listener.local_addr()?;
         let own = admin_listener.try_clone()?;
-        let serving = admin::serve(TcpListener::from_std(admin_listener)?, upstreams.clone(), drain.clone());
+        let serving = {
+            let listener = TcpListener::from_std(admin_listener)?;
+            admin::serve(listener, upstreams.clone(), drain.clone(), Some(gateway.routes()))
+        };
         gateway.start(&upstreams, &drain)?;
         if let Some(taken) = taken {
             taken.ready();

@@ -3,6 +3,7 @@
 mod admin;
 mod ask;
 mod backend;
+mod cache;
 mod config;
 mod control;
 mod cron;
@@ -54,6 +55,9 @@ enum Command {
     /// Say which route takes a request, and why not the others.
     #[command(subcommand)]
     Route(route::Command),
+    /// What gateways have stored of answers: look at it, throw it out.
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Run a sidecar beside one instance of a service, and the service itself if a command is given.
     Sidecar(sidecar::Args),
     /// Check a file, or print its JSON Schema.
@@ -127,6 +131,7 @@ fn main() -> ExitCode {
         Command::Control(args) => control::run(&args),
         Command::Gateway(args) => gateway::run(&args),
         Command::Route(command) => route::run(&command),
+        Command::Cache(command) => cache::run(&command),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Config(ConfigCommand::Check { file, config }) => check(config.as_ref().unwrap_or(&file)),
         Command::Config(ConfigCommand::Schema) => schema(),

@@ -49,7 +49,7 @@ pub(crate) struct BreakerArgs {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Which {
-    fn parts(&self) -> anyhow::Result<Vec<(String, SocketAddr)>> {
+    pub(crate) fn parts(&self) -> anyhow::Result<Vec<(String, SocketAddr)>> {
         if self.admin.is_empty() {
             return up::client::admins(&self.config);
         }
@@ -57,7 +57,7 @@ impl Which {
     }
 }
 
-fn ask(addr: SocketAddr, method: Method, path: &str) -> anyhow::Result<bytes::Bytes> {
+pub(crate) fn ask(addr: SocketAddr, method: Method, path: &str) -> anyhow::Result<bytes::Bytes> {
     let asked = Control::new([addr]);
     let answer = process::runtime()?.block_on(asked.send(method, path, Vec::new(), PATIENCE));
     answer.with_context(|| format!("cannot ask {addr}"))

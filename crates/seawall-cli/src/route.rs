@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use http::{HeaderName, HeaderValue, Request, Uri};
-use seawall_gateway::{FilterConfig, GatewayConfig, RouteConfig, RouteTable, Verdict};
+use seawall_gateway::{FilterConfig, GatewayConfig, KeyConfig, RateLimitConfig, RouteConfig, RouteTable, Verdict};
 use seawall_proxy::Asked;
 use seawall_proxy::headers::Forwarding;
 
@@ -162,9 +162,29 @@ fn effect(filter: &FilterConfig) -> String {
         FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),
         FilterConfig::Jwt(jwt) if jwt.optional => "a token is verified, if there is one".to_owned(),
         FilterConfig::Jwt(_) => "a token is needed, and verified".to_owned(),
+        FilterConfig::RateLimit(limit) => format!("the rate is limited, as `{}`: {}", limit.name, limited(limit)),
+        FilterConfig::Cache(cache) => {
+            format!("answers are stored, up to {} in all and {} each", cache.size, cache.max_object)
+        }
         FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
         FilterConfig::Respond(answer) => format!("{} is answered", answer.status),
     }
+}
+
+fn limited(limit: &RateLimitConfig) -> String {
+    let most = match (limit.rate, limit.quota, limit.concurrent) {
+        (Some(rate), ..) => rate.to_string(),
+        (_, Some(quota), _) => quota.to_string(),
+        (.., concurrent) => format!("{} at once", concurrent.unwrap_or_default()),
+    };
+    let part = |part: &KeyConfig| match part {
+        KeyConfig::Client => "client".to_owned(),
+        KeyConfig::Header(name) | KeyConfig::Claim(name) => name.clone(),
+        KeyConfig::Route => "route".to_owned(),
+        KeyConfig::Service => "service".to_owned(),
+    };
+    let key: Vec<_> = limit.key.iter().map(part).collect();
+    format!("{most} for each {}", key.join(" and "))
 }
 
 fn pairs(map: &std::collections::BTreeMap<String, String>) -> String {

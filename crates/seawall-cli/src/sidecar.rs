@@ -88,7 +88,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let file = loaded.data().join("snapshots").join(format!("sidecar-{}-{id}.json", args.service));
         let subscriber = Subscriber::new(SubscriberConfig { name, file: Some(file) }, control.clone());
         upstreams.publish(subscriber.snapshot());
-        let admin = admin::start(args.admin, upstreams.clone(), drain.clone()).await?;
+        let admin = admin::start(args.admin, upstreams.clone(), drain.clone(), None).await?;
         let (leaving, follow) = seawall_drain::channel();
         let publisher = upstreams.clone();
         let following = tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));

@@ -5,11 +5,13 @@ mod compress;
 mod cors;
 mod decompress;
 mod fault;
+mod cache;
 mod host;
 mod json;
 mod jwt;
 mod location;
 mod mirror;
+mod rate_limit;
 mod request_id;
 mod response_header;
 mod service;
@@ -38,11 +40,16 @@ pub use self::cors::CorsConfig;
 pub(crate) use self::cors::is_preflight;
 pub use self::decompress::DecompressConfig;
 pub use self::fault::{AbortConfig, DelayConfig, FaultConfig};
+pub(crate) use self::cache::Cache;
+pub use self::cache::{CacheConfig, Caches, Purge};
 use self::host::Host;
 pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
 pub use self::mirror::MirrorConfig;
+pub use self::rate_limit::{
+    AlgorithmConfig, Calendar, HeadersConfig, KeyConfig, OnFailure, Quota, RateLimitConfig, WithoutKey,
+};
 pub use self::request_id::RequestIdConfig;
 use self::response_header::Head;
 pub use self::response_header::{DedupeConfig, Keep, RewriteHeaderConfig};
@@ -129,6 +136,10 @@ pub enum FilterConfig {
     RequestId(RequestIdConfig),
     /// Lets pass who has a signed token, a JSON Web Token.
     Jwt(Box<JwtConfig>),
+    /// Limits how often, or how many at once, each caller may ask.
+    RateLimit(Box<RateLimitConfig>),
+    /// Stores answers, and gives them to those who ask the same.
+    Cache(CacheConfig),
     /// Sends the client elsewhere. Nothing else is asked.
     Redirect(RedirectConfig),
     /// Answers by itself. Nothing else is asked.
@@ -194,11 +205,26 @@ pub(crate) struct Filters {
     target: Target,
     steps: Vec<Step>,
     /// Those that may know something of former requests, as they were written.
-    kept: Vec<(FilterConfig, Step)>,
+    kept: Vec<Kept>,
     answer: Option<Direct>,
     chooser: Option<Arc<Chooser>>,
     /// Browsers ask here what pages of other origins may do.
     pub(crate) cors: bool,
+    /// The route that they are of; empty for those of the whole gateway.
+    place: String,
+    /// The names of the limits among them.
+    limits: Vec<String>,
+    /// The caches among them.
+    pub(crate) caches: Vec<Cache>,
+}
+
+/// A filter that may know something of former requests.
+#[derive(Clone, Debug)]
+struct Kept {
+    written: FilterConfig,
+    step: Step,
+    /// What it is, if it is one.
+    cache: Option<Cache>,
 }
 
 /// An answer without a service.
@@ -209,6 +235,11 @@ enum Direct {
 }
 
 impl Filters {
+    /// Those of a route, behind what there is already.
+    pub(crate) fn at(self, route: &str) -> Self {
+        Self { place: route.to_owned(), ..self }
+    }
+
     /// The beginning of each route's own, which keeps nothing for all of them.
     pub(crate) fn front(&self) -> Self {
         Self { kept: Vec::new(), ..self.clone() }
@@ -228,20 +259,37 @@ impl Filters {
     pub(crate) fn and_after(mut self, config: &[FilterConfig], before: &Self) -> Result<Self, (usize, FilterError)> {
         let mut before: Vec<_> = before.kept.iter().collect();
         for (at, filter) in config.iter().enumerate() {
-            if let Some(same) = before.iter().position(|(written, _)| written == filter) {
+            self.note(filter).map_err(|error| (at, error))?;
+            if let Some(same) = before.iter().position(|kept| kept.written == *filter) {
                 // Each but once: two that are written alike are two.
-                let (written, step) = before.remove(same);
-                self.steps.push(step.clone());
-                self.kept.push((written.clone(), step.clone()));
+                let kept = before.remove(same);
+                self.steps.push(kept.step.clone());
+                self.caches.extend(kept.cache.clone());
+                self.kept.push(kept.clone());
                 continue;
             }
-            let stood = self.steps.len();
+            let (stood, cached) = (self.steps.len(), self.caches.len());
             self.add(filter).map_err(|error| (at, error))?;
             if let Some(step @ Step::Around(_)) = self.steps[stood..].last() {
-                self.kept.push((filter.clone(), step.clone()));
+                let cache = self.caches.get(cached).cloned();
+                self.kept.push(Kept { written: filter.clone(), step: step.clone(), cache });
             }
         }
         Ok(self)
+    }
+
+    /// What is known of the route by this filter, be it new or kept.
+    fn note(&mut self, filter: &FilterConfig) -> Result<(), FilterError> {
+        match filter {
+            FilterConfig::Cors(_) => self.cors = true,
+            FilterConfig::RateLimit(config) if self.limits.contains(&config.name) => {
+                let what = format!("two limits are named `{}`: give each a `name` of its own", config.name);
+                return Err(FilterError(what));
+            }
+            FilterConfig::RateLimit(config) => self.limits.push(config.name.clone()),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn add(&mut self, filter: &FilterConfig) -> Result<(), FilterError> {
@@ -267,6 +315,12 @@ impl Filters {
             }
             FilterConfig::Jwt(config) => self.around(jwt::Jwt::try_new(config)?),
             FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
+            FilterConfig::RateLimit(config) => self.around(rate_limit::RateLimit::try_new(config, &self.place)?),
+            FilterConfig::Cache(config) => {
+                let cache = Cache::try_new(config, &self.place)?;
+                self.caches.push(cache.clone());
+                self.around(cache);
+            }
             FilterConfig::SecurityHeaders(own) => self.response(security(own)?),
             FilterConfig::Redirect(_) | FilterConfig::Respond(_) if self.answer.is_some() => {
                 return Err(FilterError("the request is answered already by a filter before".to_owned()));
@@ -294,10 +348,7 @@ impl Filters {
             FilterConfig::DedupeResponseHeader(config) => self.around(Head::dedupe(config)?),
             FilterConfig::RewriteLocation(config) => self.around(location::Location::try_new(config)?),
             FilterConfig::SetStatus(status) => self.around(Head::status(*status)?),
-            FilterConfig::Cors(config) => {
-                self.cors = true;
-                self.around(cors::Cors::try_new(config)?);
-            }
+            FilterConfig::Cors(config) => self.around(cors::Cors::try_new(config)?),
             FilterConfig::Compress(config) => self.around(compress::Compress::try_new(config)?),
             FilterConfig::Decompress(config) => self.around(decompress::Decompress::try_new(config)?),
             FilterConfig::Validate(config) => self.around(validate::Validate::try_new(config)?),

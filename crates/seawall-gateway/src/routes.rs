@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use seawall_proxy::{Asked, Matched, RouteError, Router};
 
 use crate::config::{GatewayConfig, RouteConfig};
+use crate::filter::Caches;
 use crate::table::{RouteProblem, RouteTable};
 
 /// The routes of one gateway as they are now; cheap to clone. A request goes by the routes that were there when it came.
@@ -87,6 +88,11 @@ impl Routes {
         current.1 = table;
         self.shared.version.fetch_add(1, Ordering::Release);
         Ok(changes)
+    }
+
+    /// What they store of answers.
+    pub fn caches(&self) -> Caches {
+        self.current().1.caches()
     }
 
     /// What is in use.

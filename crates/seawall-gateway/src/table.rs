@@ -9,7 +9,7 @@ use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
 
 use crate::config::{GatewayConfig, Precedence, RouteConfig};
-use crate::filter::Filters;
+use crate::filter::{Caches, Filters};
 use crate::index::Index;
 use crate::matcher::{Chance, Matcher, Share, host};
 
@@ -134,6 +134,7 @@ impl RouteTable {
             }
             let filters = common
                 .front()
+                .at(&config.id)
                 .and_after(&config.filters, former.get(&*config.id).unwrap_or(&&nothing))
                 .map_err(|(at, error)| problem(&format!("filters.{at}"), error.to_string()))
                 .unwrap_or_default();
@@ -187,6 +188,11 @@ impl RouteTable {
         let routes = entries.iter().map(|entry| entry.route.clone()).collect();
         let compiled = Compiled { common, entries, index, shares: shares.iter().any(Option::is_some) };
         Ok(Self { compiled: Arc::new(compiled), routes })
+    }
+
+    /// What the routes store of answers.
+    pub fn caches(&self) -> Caches {
+        Caches::of(self.compiled.entries.iter().flat_map(|entry| &entry.filters.caches))
     }
 
     fn chance(&self) -> Chance {

@@ -216,9 +216,34 @@ impl<'a> Next<'a> {
         self.pipeline.counter(family, help, labels)
     }
 
+    /// The same, to be asked when the request is over: for what is done in the background. What it is asked then arrives then.
+    pub fn later(&self) -> Later {
+        let Exchange { matched, client, .. } = self.exchange;
+        let at = matched.route.steps.len() - self.steps.len();
+        let exchange = Exchange { matched: matched.clone(), arrived: Instant::now(), client: *client };
+        Later { pipeline: self.pipeline.clone(), exchange, at }
+    }
+
     /// For calls to other services, under their policies; may outlive the request.
     pub fn caller(&self) -> Client {
         Client::of(self.pipeline.clone())
+    }
+}
+
+/// The steps that are still to come for a request that is over.
+#[derive(Debug)]
+pub struct Later {
+    pipeline: Arc<Pipeline>,
+    exchange: Exchange,
+    /// The first of them among those of the route.
+    at: usize,
+}
+
+impl Later {
+    /// What comes after.
+    pub fn next(&self) -> Next<'_> {
+        let steps = &self.exchange.matched.route.steps[self.at..];
+        Next { pipeline: &self.pipeline, exchange: &self.exchange, steps }
     }
 }
 

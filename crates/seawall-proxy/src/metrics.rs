@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use seawall_resilience::breaker::{self, State};
 use seawall_resilience::{Bulkhead, Guard};
-use seawall_telemetry::metrics::{Counter, Histogram, Page};
+pub use seawall_telemetry::metrics::Counter;
+use seawall_telemetry::metrics::{Histogram, Page};
 use seawall_types::ServiceName;
 
 use crate::reject::Reason;

@@ -523,23 +523,39 @@ const fn generation(word: u64) -> u64 {
     word >> 60
 }
 
-/// The arithmetic of one algorithm, in nanoseconds since the limiter began. Pure.
+/// The arithmetic of one algorithm, in nanoseconds since the limiter began, on a state of 60 bits that is kept elsewhere. Pure:
+/// for those who keep a state for each of many callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plan {
+pub enum Plan {
     /// The value is the theoretical arrival time. A call costs an `interval`; one that is more than `tolerance` early
     /// (the burst, less the call itself) has to wait. 36 years fit.
-    Gcra { interval: u64, tolerance: u64 },
-    /// The value is a period's number (36 bits, [`CYCLES`]) and the tokens left in it (24 bits, below zero if turns of
-    /// later periods are taken).
-    Bucket { origin: u64, period: u64, count: u32, burst: u32 },
+    Gcra {
+        /// What a call costs, in nanoseconds.
+        interval: u64,
+        /// How early a call may be, itself included, in nanoseconds.
+        tolerance: u64,
+    },
+    /// The value is a period's number (36 bits) and the tokens left in it (24 bits, below zero if turns of later periods are
+    /// taken).
+    Bucket {
+        /// When the first period begins, in nanoseconds.
+        origin: u64,
+        /// How long one is, in nanoseconds.
+        period: u64,
+        /// The tokens of a refill.
+        count: u32,
+        /// The most that there are.
+        burst: u32,
+    },
 }
 
 /// What taking comes to.
-struct Taken {
-    /// The state when it is done.
-    value: u64,
-    /// How long the call would have to wait; [`NEVER`] if it cannot be done.
-    wait: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The state when it is done. Without it nothing is taken.
+    pub value: u64,
+    /// How many nanoseconds the call would have to wait, 0 if it may pass; [`Plan::NEVER`] if it cannot be done.
+    pub wait: u64,
 }
 
 /// The last turn that is promised.
@@ -558,7 +574,11 @@ const BEHIND: u64 = CYCLES / 16 * 15;
 const ZERO: i64 = 1 << 23;
 
 impl Plan {
-    fn new(config: &Config, origin: u64) -> Self {
+    /// A wait that does not end.
+    pub const NEVER: u64 = NEVER;
+
+    /// What the rules come to for a limiter whose first period begins at `origin` nanoseconds.
+    pub fn new(config: &Config, origin: u64) -> Self {
         let interval = nanos(config.rate.interval());
         match config.algorithm {
             Algorithm::Gcra => Self::Gcra { interval, tolerance: interval.saturating_mul(config.burst.into()) },
@@ -584,16 +604,17 @@ impl Plan {
         }
     }
 
-    /// The value of a limiter that has not been used, at its beginning.
-    fn full(self) -> u64 {
+    /// The value of a limiter that has not been used.
+    pub fn full(self) -> u64 {
         match self {
             Self::Gcra { .. } => 0,
             Self::Bucket { burst, .. } => Bucket { cycle: 0, tokens: burst.into() }.pack(),
         }
     }
 
+    /// What it comes to when `n` calls are to pass at `now`, all or none.
     #[inline]
-    fn take(self, value: u64, now: u64, n: u32) -> Taken {
+    pub fn take(self, value: u64, now: u64, n: u32) -> Taken {
         match self {
             Self::Gcra { interval, tolerance } => {
                 let cost = interval.saturating_mul(n.into());
@@ -636,12 +657,21 @@ impl Plan {
         }
     }
 
-    fn available(self, value: u64, now: u64) -> u32 {
+    /// How many calls would pass at `now`.
+    pub fn available(self, value: u64, now: u64) -> u32 {
         let available = match self {
             Self::Gcra { interval, tolerance } => tolerance.saturating_sub(value.saturating_sub(now)) / interval,
             Self::Bucket { .. } => self.refilled(value, now).tokens.max(0).unsigned_abs(),
         };
         u32::try_from(available).unwrap_or(u32::MAX)
+    }
+
+    /// How many nanoseconds after `now` there is more than now: when all has come back, or the next refill.
+    pub fn reset(self, value: u64, now: u64) -> u64 {
+        match self {
+            Self::Gcra { .. } => value.saturating_sub(now),
+            Self::Bucket { .. } => self.boundary(self.cycle(now), 1, now).saturating_sub(now),
+        }
     }
 
     fn drained(self, value: u64, now: u64) -> u64 {

@@ -4,6 +4,7 @@
 
 mod auth;
 mod backends;
+mod caches;
 mod client;
 mod config;
 mod control;
@@ -22,6 +23,7 @@ mod openapi;
 mod orders;
 mod policies;
 mod queue;
+mod rate_limits;
 mod reload;
 mod routes;
 mod saga;
