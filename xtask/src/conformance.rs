@@ -4,6 +4,8 @@
 //! `target/conformance/` for its logs, starts what it needs on loopback ports, and writes `report.json` into the directory. It
 //! and whatever it has started is ended when its time is over.
 
+mod http_cache;
+
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -79,6 +81,9 @@ const SUITES: &[Suite] = &[
     },
 ];
 
+/// Suites that are written here rather than as programs.
+const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run)];
+
 /// Makes the certificates of every suite.
 const OPENSSL: (&str, &str) = ("openssl", "openssl");
 
@@ -97,9 +102,11 @@ struct Row {
 /// # Errors
 /// When one is below what is required, or did not come to its end.
 pub(crate) fn run(only: Option<&str>) -> anyhow::Result<()> {
-    let names = || SUITES.iter().map(|suite| suite.name).collect::<Vec<_>>().join(", ");
+    let all = || SUITES.iter().map(|suite| suite.name).chain(OWN.iter().map(|(name, _)| *name));
+    let names = || all().collect::<Vec<_>>().join(", ");
     let wanted: Vec<&Suite> = SUITES.iter().filter(|suite| only.is_none_or(|only| only == suite.name)).collect();
-    if wanted.is_empty() {
+    let own = OWN.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    if only.is_some_and(|only| all().all(|name| name != only)) {
         bail!("no suite of that name; there are {}", names());
     }
     let dir = process::root().join("target/conformance");
@@ -113,17 +120,24 @@ pub(crate) fn run(only: Option<&str>) -> anyhow::Result<()> {
     process::run("cargo", &["build", "--package", "seawall-cli"])?;
     let mut table = Vec::new();
     let mut below = 0;
+    let mut row = |suite: &str, row: Row| {
+        below += usize::from(row.ok == Some(false));
+        let verdict = match row.ok {
+            Some(true) => "met",
+            Some(false) => "BELOW",
+            None => "not run",
+        };
+        table.push(vec![suite.to_owned(), row.compared, row.required, row.result, verdict.to_owned()]);
+    };
     for suite in wanted {
         println!("{}, {} s at most; logs in target/conformance/{}", suite.name, suite.limit.as_secs(), suite.name);
-        for row in suite.run(&dir).with_context(|| format!("the suite {}", suite.name))? {
-            below += usize::from(row.ok == Some(false));
-            let verdict = match row.ok {
-                Some(true) => "met",
-                Some(false) => "BELOW",
-                None => "not run",
-            };
-            table.push(vec![suite.name.to_owned(), row.compared, row.required, row.result, verdict.to_owned()]);
+        for line in suite.run(&dir).with_context(|| format!("the suite {}", suite.name))? {
+            row(suite.name, line);
         }
+    }
+    for (name, run) in own {
+        println!("{name}");
+        row(name, run().with_context(|| format!("the suite {name}"))?);
     }
     println!();
     bench::table::print(&["suite", "what is compared", "required", "result", "verdict"], &table);
