@@ -1,11 +1,11 @@
 //! What is written between a route and its service, and the steps that it becomes.
 
 mod affinity;
+mod cache;
 mod compress;
 mod cors;
 mod decompress;
 mod fault;
-mod cache;
 mod host;
 mod json;
 mod jwt;
@@ -35,13 +35,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use self::affinity::{AffinityConfig, AffinityCookie};
+pub(crate) use self::cache::Cache;
+pub use self::cache::{CacheConfig, Caches, Purge};
 pub use self::compress::{Coding, CompressConfig};
 pub use self::cors::CorsConfig;
 pub(crate) use self::cors::is_preflight;
 pub use self::decompress::DecompressConfig;
 pub use self::fault::{AbortConfig, DelayConfig, FaultConfig};
-pub(crate) use self::cache::Cache;
-pub use self::cache::{CacheConfig, Caches, Purge};
 use self::host::Host;
 pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;

@@ -17,7 +17,11 @@ pub use auth::jwk::Algorithm;
 pub use auth::keys::KeysConfig;
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
-    AbortConfig, AffinityConfig, AffinityCookie, AlgorithmConfig, CacheConfig, Caches, Calendar, Coding, CompressConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, HeadersConfig, JsonChange, JsonConfig, JwtConfig, Keep, KeyConfig, LocationConfig, MirrorConfig, OnFailure, Purge, Quota, RateLimitConfig, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion, WithoutKey,
+    AbortConfig, AffinityConfig, AffinityCookie, AlgorithmConfig, CacheConfig, Caches, Calendar, Coding,
+    CompressConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, FallbackConfig, FaultConfig, FilterConfig,
+    FilterError, HeadersConfig, JsonChange, JsonConfig, JwtConfig, Keep, KeyConfig, LocationConfig, MirrorConfig,
+    OnFailure, Purge, Quota, RateLimitConfig, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
+    RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion, WithoutKey,
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use routes::{Changes, Routes};
