@@ -75,6 +75,8 @@ impl Default for CacheConfig {
 const PASS: Duration = Duration::from_secs(10);
 /// How many such URLs are remembered.
 const PASSES: usize = 1024;
+/// What is held of a body at first.
+const FIRST: u64 = 16 << 10;
 /// How many answers are renewed in the background at a time.
 const RENEWALS: usize = 64;
 
@@ -187,7 +189,7 @@ impl Inner {
             request.headers_mut().remove(http::header::CACHE_CONTROL);
             request.headers_mut().remove(http::header::PRAGMA);
         }
-        let key = self.key(request.uri(), request.headers());
+        let key = self.key(&request, next);
         if ![Method::GET, Method::HEAD].contains(request.method()) {
             return self.pass_other(&key, request, next).await;
         }
@@ -320,7 +322,7 @@ impl Inner {
         (lead, stale): (Lead, Option<Arc<Entry>>),
         how: &str,
     ) -> Response<ResponseBody> {
-        let (asked, key) = (request.headers().clone(), self.key(request.uri(), request.headers()));
+        let (asked, key) = (request.headers().clone(), self.key(&request, next));
         let validates = |entry: &Entry| [ETAG, LAST_MODIFIED].iter().any(|field| entry.headers.contains_key(field));
         let conditional = stale.as_ref().filter(|stale| validates(stale));
         if let Some(stale) = conditional {
@@ -363,14 +365,16 @@ impl Inner {
         let facts = facts.and_then(|facts| if large { Err("too large") } else { Ok(facts) });
         match facts {
             Err(why) => {
-                self.note_pass(&key);
+                if !status.is_server_error() {
+                    self.note_pass(&key);
+                }
                 tell(response.headers_mut(), &format!("{how}; detail=\"{why}\""));
                 response
             }
             Ok(facts) => {
                 let headers = policy::stored(response.headers(), SystemTime::now());
                 tell(response.headers_mut(), &format!("{how}; stored"));
-                let body = BytesMut::with_capacity(length.unwrap_or(0) as usize);
+                let body = BytesMut::with_capacity(length.unwrap_or(0).min(FIRST) as usize);
                 let limit = self.limit;
                 let catch = Catch { lead, asked, key, status, headers, facts, limit, length, body };
                 response.map(|body| ResponseBody::made(Capture::new(body, catch)))
@@ -450,10 +454,13 @@ impl Inner {
         response
     }
 
-    /// The URL without its scheme, and what else tells answers apart.
-    fn key(&self, uri: &Uri, headers: &HeaderMap) -> Arc<str> {
+    /// The URL without its scheme, and what else tells answers apart: where the request goes, and what it was told to look at.
+    fn key(&self, request: &Request<RequestBody>, next: Next<'_>) -> Arc<str> {
+        let (uri, headers) = (request.uri(), request.headers());
         let mut key = host(uri, headers);
         key += uri.path_and_query().map_or("/", |path| path.as_str());
+        let route = if self.place.is_empty() { next.route() } else { "" };
+        let _ = write!(key, "\0{route}\0{}", next.service());
         for field in &self.by {
             let _ = write!(key, "\0{}", policy::normal(headers, field).unwrap_or_default());
         }

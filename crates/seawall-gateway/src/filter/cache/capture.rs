@@ -44,7 +44,9 @@ impl Catch {
         let Self { lead, asked, key, status, headers, facts, length, body, .. } = *self;
         // One that broke off without an error is not the answer.
         if length.is_none_or(|length| length == body.len() as u64) {
-            lead.put(Entry::new(key, &asked, (status, headers, body.freeze()), facts), &asked);
+            // As long as it is, and no longer: what is held is what is counted.
+            let body = Bytes::copy_from_slice(&body);
+            lead.put(Entry::new(key, &asked, (status, headers, body), facts), &asked);
         }
     }
 }
