@@ -8,6 +8,7 @@ mod caches;
 mod client;
 mod config;
 mod control;
+mod credentials;
 mod cron;
 mod elections;
 mod etcd;
