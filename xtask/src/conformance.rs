@@ -5,6 +5,7 @@
 //! and whatever it has started is ended when its time is over.
 
 mod http_cache;
+mod oidc;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -82,7 +83,7 @@ const SUITES: &[Suite] = &[
 ];
 
 /// Suites that are written here rather than as programs.
-const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run)];
+const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run), ("oidc", oidc::run)];
 
 /// Makes the certificates of every suite.
 const OPENSSL: (&str, &str) = ("openssl", "openssl");

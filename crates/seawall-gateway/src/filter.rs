@@ -17,6 +17,7 @@ mod json;
 mod jwt;
 mod location;
 mod mirror;
+mod oidc;
 mod rate_limit;
 mod request_id;
 mod response_header;
@@ -59,6 +60,7 @@ pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
 pub use self::mirror::MirrorConfig;
+pub use self::oidc::{OidcConfig, Relay};
 pub use self::rate_limit::{
     AlgorithmConfig, Calendar, HeadersConfig, KeyConfig, OnFailure, Quota, RateLimitConfig, WithoutKey,
 };
@@ -158,6 +160,8 @@ pub enum FilterConfig {
     Ip(IpConfig),
     /// Lets pass what another service allows.
     ExternalAuth(ExternalAuthConfig),
+    /// Lets browsers log in at an OpenID provider.
+    Oidc(Box<OidcConfig>),
     /// Lets pass what the first of these rules allows that applies; where none does, nothing.
     Authorize(Vec<RuleConfig>),
     /// Limits how often, or how many at once, each caller may ask.
@@ -343,6 +347,7 @@ impl Filters {
             FilterConfig::Hmac(config) => self.around(hmac::Hmac::try_new(config)?),
             FilterConfig::Ip(config) => self.around(ip::Ip::try_new(config)?),
             FilterConfig::ExternalAuth(config) => self.around(external_auth::ExternalAuth::try_new(config)?),
+            FilterConfig::Oidc(config) => self.around(oidc::Oidc::try_new(config)?),
             FilterConfig::Authorize(rules) => self.around(authorize::Authorize::try_new(rules)?),
             FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
             FilterConfig::RateLimit(config) => self.around(rate_limit::RateLimit::try_new(config, &self.place)?),
@@ -501,6 +506,7 @@ impl FilterConfig {
                 config.service().map(|service| ("jwt.keys.service".to_owned(), service)).into_iter().collect()
             }
             Self::Mirror(config) => vec![("mirror.to".to_owned(), &config.to)],
+            Self::Oidc(config) => config.service.iter().map(|service| ("oidc.service".to_owned(), service)).collect(),
             Self::ExternalAuth(config) => vec![("external_auth.service".to_owned(), &config.service)],
             _ => Vec::new(),
         }
@@ -512,6 +518,7 @@ impl FilterConfig {
             Self::Jwt(config) => config.keys.files().collect(),
             Self::ApiKey(config) => config.file.iter_mut().collect(),
             Self::Basic(config) => config.file.iter_mut().collect(),
+            Self::Oidc(config) => config.files().collect(),
             Self::Hmac(config) => config.keys.iter_mut().filter_map(|key| key.file.as_mut()).collect(),
             _ => Vec::new(),
         };
