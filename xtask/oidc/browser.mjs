@@ -30,19 +30,34 @@ const jar = (url) => {
   return jars.get(host);
 };
 const seen = [];
+let logins = 0;
 
-const load = async (url, options = {}) => {
-  const cookies = [...jar(url)].map(([name, value]) => `${name}=${value}`).join('; ');
-  const headers = { accept: 'text/html', cookie: cookies, ...options.headers };
-  const response = await fetch(url, { ...options, headers, redirect: 'manual', signal: AbortSignal.timeout(10_000) });
-  for (const cookie of response.headers.getSetCookie()) {
-    const [, name, value] = /^([^=]+)=([^;]*)/.exec(cookie);
-    const gone = /max-age=0\b|expires=thu, 01 jan 1970/i.test(cookie);
+// Not fetch: that says of itself that it is a script.
+const request = (url, { method = 'GET', headers, body = '' }) => new Promise((answer, fail) => {
+  const options = { method, headers: { ...headers, 'content-length': Buffer.byteLength(body) }, timeout: 10_000 };
+  const sent = http.request(url, options, (response) => {
+    let text = '';
+    response.setEncoding('utf8');
+    response.on('data', (part) => { text += part; });
+    response.on('end', () => answer({ status: response.statusCode, headers: response.headers, body: text }));
+  });
+  sent.on('timeout', () => sent.destroy(new Error(`no answer of ${url}`)));
+  sent.on('error', fail);
+  sent.end(body);
+});
+
+const load = async (url, { method, headers, body } = {}) => {
+  const cookie = [...jar(url)].map(([name, value]) => `${name}=${value}`).join('; ');
+  const form = body ? { 'content-type': 'application/x-www-form-urlencoded' } : {};
+  const page = await request(url, { method, body: body?.toString(), headers: { accept: 'text/html', cookie, ...form, ...headers } });
+  for (const one of page.headers['set-cookie'] ?? []) {
+    const [, name, value] = /^([^=]+)=([^;]*)/.exec(one);
+    const gone = /max-age=0\b|expires=thu, 01 jan 1970/i.test(one);
     if (gone) jar(url).delete(name);
     else jar(url).set(name, value);
-    if (url.startsWith(gateway)) seen.push(cookie);
+    if (url.startsWith(gateway)) seen.push(one);
   }
-  return { url, status: response.status, to: response.headers.get('location'), body: await response.text() };
+  return { url, status: page.status, to: page.headers.location, body: page.body };
 };
 
 // Follows redirects, and fills the provider's forms of login and consent.
@@ -60,7 +75,10 @@ const visit = async (url, options) => {
       const name = /name="([^"]*)"/.exec(tag)?.[1];
       if (name) fields.set(name, /value="([^"]*)"/.exec(tag)?.[1] ?? '');
     }
-    if (fields.has('login')) fields.set('login', 'ann');
+    if (fields.has('login')) {
+      fields.set('login', 'ann');
+      logins += 1;
+    }
     if (fields.has('password')) fields.set('password', 'any');
     if (page.url.includes('/session/end')) fields.set('logout', 'yes');
     page = await load(new URL(form[1].replaceAll('&amp;', '&'), page.url).href, { method: 'POST', body: fields });
@@ -107,8 +125,10 @@ holds('a token is renewed, once for all who ask', tokens.size === 1 && !tokens.h
 const renewed = await fetch(`${provider}/me`, { headers: { authorization: [...tokens][0] } });
 holds('the provider takes the new one too', renewed.status === 200, renewed.status);
 
-const out = await visit(`${gateway}/oauth2/logout`);
-holds('a logout reaches the provider', out.url.startsWith(`${provider}/auth`) || out.url.startsWith(gateway), out);
-const after = await fetch(`${gateway}/`, { headers: { accept: 'application/json', cookie: '' }, redirect: 'manual' });
-holds('and after it there is no session', after.status === 401 && ![...jar(gateway)].some(([name]) => name === '__Host-seawall.0'), [...jar(gateway)]);
+const out = await load(`${gateway}/oauth2/logout`);
+const kept = [...jar(gateway).keys()].filter((name) => !name.includes('-login-'));
+holds('a logout ends the session here', out.status === 303 && kept.length === 0, [out, kept]);
+const before = logins;
+await visit(out.to);
+holds('and at the provider, which asks for the password again', logins === before + 1, logins);
 process.exit(0);

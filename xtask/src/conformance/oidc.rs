@@ -27,7 +27,7 @@ pub(super) fn run() -> anyhow::Result<Row> {
 
     let [control, gateway, provider] = [free()?, free()?, free()?];
     let yaml = format!(
-        "control: {{ listen: '{control}' }}
+        "control: {{ listen: '{control}', ttl: 5m }}
 gateways:
   public:
     listen: '{gateway}'
