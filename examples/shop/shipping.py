@@ -33,6 +33,13 @@ class Refused(Exception):
         self.status = status
 
 
+def show(db, order):
+    row = db.execute("SELECT city, status FROM delivery WHERE order_id = ?", [order]).fetchone()
+    if row is None:
+        raise Refused(404, f"nothing is to be delivered for {order}")
+    return 200, {"order": order, "city": row[0], "status": row[1]}
+
+
 def deliver(db, order, city):
     """Books a slot once an order, and never again once it has been cancelled."""
     row = db.execute("SELECT status FROM delivery WHERE order_id = ?", [order]).fetchone()
@@ -67,7 +74,12 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self):
-        self.answer(200, {"ok": True}) if self.path == "/healthz" else self.answer(404, {"error": self.path})
+        if self.path == "/healthz":
+            return self.answer(200, {"ok": True})
+        prefix = "/deliveries/"
+        if not self.path.startswith(prefix):
+            return self.answer(404, {"error": self.path})
+        self.write(lambda db: show(db, self.path[len(prefix):]))
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))

@@ -22,12 +22,14 @@ pub(crate) fn run(once: bool) -> anyhow::Result<()> {
     }
     println!(
         r#"
-The shop is starting. Three things to try from another terminal:
+The shop is starting. Some things to try from another terminal:
 
   curl -s localhost:8080/api/products
 
   curl -i localhost:8080/api/orders -H 'content-type: application/json' -H 'idempotency-key: my-first' \
        -d '{{"sku": "lamp", "quantity": 2, "card": "plain", "city": "harbour"}}'
+
+  curl -i localhost:8081/api/orders/my-first/details      # the same order for a browser, and for a telephone on 8082
 
   curl -s localhost:7400/v1/sagas | python3 -m json.tool | head -40
 
@@ -84,12 +86,15 @@ impl Shop {
         let dir = process::root().join("target/demo");
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
-        let [gateway, control] = process::free_ports()?;
+        let [gateway, control, web, mobile, partner] = process::free_ports()?;
         let path = |name: &str| dir.join(name).display().to_string();
         let env = vec![
             ("SEAWALL__CONTROL__DATA".to_owned(), path("data")),
             ("SEAWALL__CONTROL__LISTEN".to_owned(), format!("127.0.0.1:{control}")),
             ("SEAWALL__GATEWAYS__PUBLIC__LISTEN".to_owned(), format!("127.0.0.1:{gateway}")),
+            ("SEAWALL__GATEWAYS__WEB__LISTEN".to_owned(), format!("127.0.0.1:{web}")),
+            ("SEAWALL__GATEWAYS__MOBILE__LISTEN".to_owned(), format!("127.0.0.1:{mobile}")),
+            ("SEAWALL__GATEWAYS__PARTNER__LISTEN".to_owned(), format!("127.0.0.1:{partner}")),
             ("SHOP_DATA".to_owned(), path("shop")),
         ];
         let up = Self::up(&dir, &env)?;

@@ -87,11 +87,18 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
 }
 
 fn takes(common: &[FilterConfig], route: &RouteConfig, verdict: &Verdict) {
-    let to =
-        route.to.as_ref().map_or_else(|| "answered here".to_owned(), |service| format!("to the service `{service}`"));
+    let to = match (&route.to, &route.compose) {
+        (Some(service), _) => format!("to the service `{service}`"),
+        (None, Some(compose)) => format!("composed of {} parts", compose.parts.len()),
+        (None, None) => "answered here".to_owned(),
+    };
     println!("  YES  {:<16} {to}", route.id);
     for filter in common.iter().chain(&route.filters) {
         println!("         {}", effect(filter));
+    }
+    for part in route.compose.iter().flat_map(|compose| &compose.parts) {
+        let optional = if part.optional || part.default.is_some() { ", optional" } else { "" };
+        println!("         {:<16} {}{optional}", part.name, part.call);
     }
     match &verdict.target {
         Ok(Some(target)) => println!("         the service sees {target}"),

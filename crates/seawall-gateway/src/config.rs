@@ -10,6 +10,7 @@ use seawall_proxy::tls::TlsConfig;
 use seawall_types::{Period, ServiceName};
 use serde::{Deserialize, Serialize};
 
+use crate::compose::ComposeConfig;
 use crate::filter::{FallbackConfig, FilterConfig};
 
 /// One gateway.
@@ -94,9 +95,12 @@ pub struct RouteConfig {
     /// What happens to them on the way, in this order.
     #[serde(default)]
     pub filters: Vec<FilterConfig>,
-    /// The service that they go to; needless where a filter answers.
+    /// The service that they go to; needless where a filter answers, or `compose` does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<ServiceName>,
+    /// Instead of `to`: the calls that the answer is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compose: Option<ComposeConfig>,
     /// The answer when the service cannot give one. Default: a plain 503, 504 or 502.
     #[serde(default)]
     pub fallback: Option<FallbackConfig>,

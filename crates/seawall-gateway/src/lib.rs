@@ -1,6 +1,7 @@
 //! The front door: a table of routes on top of the data plane.
 
 mod auth;
+mod compose;
 mod config;
 mod filter;
 mod index;
@@ -15,6 +16,7 @@ pub use auth::credential::CredentialConfig;
 pub use auth::identity::Identity;
 pub use auth::jwk::Algorithm;
 pub use auth::keys::KeysConfig;
+pub use compose::{ComposeConfig, OtherConfig, PartConfig};
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
     AbortConfig, AffinityConfig, AffinityCookie, AlgorithmConfig, ApiKeyConfig, BasicConfig, CacheConfig, Caches, Calendar, Coding, CompressConfig, ConditionConfig, ConsumerConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, ExternalAuthConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, HeadersConfig, HmacConfig, IpConfig, JsonChange, JsonConfig, JwtConfig, Keep, KeyConfig, LocationConfig, MirrorConfig, OidcConfig, OnFailure, Purge, Quota, RateLimitConfig, RedirectConfig, Relay, RequestIdConfig, RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion, Unjudged, UserConfig, WithoutKey,

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use seawall_proxy::filter::Step;
 use seawall_proxy::reject::Reason;
 use seawall_proxy::{Asked, Matched, Route, RouteError, Router};
 use seawall_types::ServiceName;
 
+use crate::compose::Compose;
 use crate::config::{GatewayConfig, Precedence, RouteConfig};
 use crate::filter::{Caches, Filters};
 use crate::index::Index;
@@ -47,6 +49,8 @@ struct Entry {
     /// Nothing where a filter answers, or each request has to name one.
     service: Option<ServiceName>,
     filters: Filters,
+    /// Its last step answers.
+    composes: bool,
     route: Arc<Route>,
 }
 
@@ -153,18 +157,39 @@ impl RouteTable {
                     problem("filters", format!("`{{{name}}}` is nothing that the path's pattern captures"));
                 }
             }
-            let service = match (&config.to, filters.answers() || filters.chooses()) {
+            let mut steps = filters.steps();
+            if let Some(compose) = &config.compose {
+                for (is, what) in [
+                    (config.to.is_some(), "`to` says one service, `compose` several calls: leave one out"),
+                    (filters.answers(), "a filter answers already, so that nothing is composed: leave one out"),
+                    (
+                        filters.chooses(),
+                        "`to_service` chooses one service, `compose` makes several calls: leave one out",
+                    ),
+                ] {
+                    if is {
+                        problem("compose", what.to_owned());
+                    }
+                }
+                match Compose::try_new(compose, matcher.path.as_ref(), fallback.clone()) {
+                    Ok(compose) => steps.push(Step::Around(Arc::new(compose))),
+                    Err(wrong) => wrong.into_iter().for_each(|(at, what)| problem(&format!("compose.{at}"), what)),
+                }
+            }
+            let answered = filters.answers() || filters.chooses() || config.compose.is_some();
+            let service = match (&config.to, answered) {
                 (Some(service), _) => Some(service.clone()),
                 (None, true) => None,
                 (None, false) => {
-                    problem("to", "the service is missing that the requests go to".to_owned());
+                    let what =
+                        "the service is missing that the requests go to (or `compose`, or a filter that answers)";
+                    problem("to", what.to_owned());
                     continue;
                 }
             };
-            let steps = filters.steps();
             let id = config.id.as_str().into();
             let route = Arc::new(Route { id, steps, fallback, ..Route::default() });
-            entries.push(Entry { at, matcher, service, filters, route });
+            entries.push(Entry { at, matcher, service, filters, composes: config.compose.is_some(), route });
         }
         if precedence == Precedence::Specific {
             // Stable: among equals the first as they are written.
@@ -271,7 +296,7 @@ impl Router for RouteTable {
         let service = match named.or_else(|| entry.service.clone()) {
             Some(service) => service,
             // Not asked, and so not looked at.
-            None if answer.is_some() => ServiceName::try_new("none").expect("a name"),
+            None if answer.is_some() || entry.composes => ServiceName::try_new("none").expect("a name"),
             None => return Err(wrong("the request does not say which service it wants".to_owned())),
         };
         Ok(Matched { route: route.clone(), service, path, answer })

@@ -104,10 +104,13 @@ async fn list(State(app): State<App>) -> Result<Json<Vec<Value>>, Problem> {
 async fn show(State(app): State<App>, UrlPath(id): UrlPath<String>) -> Result<Json<Value>, Problem> {
     let found = app.db.write(move |db| {
         let row = db
-            .query_row("SELECT status, sku, quantity, amount FROM orders WHERE id = ?1", [&id], |row| {
+            .query_row("SELECT status, sku, quantity, amount, city FROM orders WHERE id = ?1", [&id], |row| {
                 let (status, sku): (String, Option<String>) = (row.get(0)?, row.get(1)?);
                 let (quantity, amount): (Option<i64>, Option<i64>) = (row.get(2)?, row.get(3)?);
-                Ok(json!({ "order": id, "status": status, "sku": sku, "quantity": quantity, "amount": amount }))
+                let city: Option<String> = row.get(4)?;
+                Ok(json!({
+                    "order": id, "status": status, "sku": sku, "quantity": quantity, "amount": amount, "city": city
+                }))
             })
             .optional()?;
         row.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("there is no order {id}")))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use rusqlite::{OptionalExtension, params};
 use serde::Deserialize;
@@ -34,7 +34,7 @@ pub(crate) fn router(data: &Path) -> anyhow::Result<Router> {
     Ok(Router::new()
         .route("/cards/{card}", get(card))
         .route("/charges", post(charge))
-        .route("/charges/{order}", delete(refund))
+        .route("/charges/{order}", get(charged).delete(refund))
         .with_state(db))
 }
 
@@ -46,6 +46,19 @@ async fn card(State(db): State<Db>, UrlPath(card): UrlPath<String>) -> Result<Js
             })
             .optional()?;
         row.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("there is no card `{card}`")))
+    });
+    Ok(Json(found.await?))
+}
+
+async fn charged(State(db): State<Db>, UrlPath(order): UrlPath<String>) -> Result<Json<Value>, Problem> {
+    let found = db.write(move |db| {
+        let row = db
+            .query_row("SELECT amount, status FROM charge WHERE order_id = ?1", [&order], |row| {
+                let (amount, status): (i64, String) = (row.get(0)?, row.get(1)?);
+                Ok(json!({ "order": order, "amount": amount, "status": status }))
+            })
+            .optional()?;
+        row.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("order {order} has not been charged")))
     });
     Ok(Json(found.await?))
 }

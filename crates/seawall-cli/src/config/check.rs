@@ -130,6 +130,14 @@ impl Checker<'_> {
                 if let Some(service) = &route.to {
                     self.known(&["gateways", name.as_str(), "routes", &at.to_string(), "to"], service);
                 }
+                for (place, service) in route.compose.iter().flat_map(|compose| compose.services()) {
+                    let at = at.to_string();
+                    let path: Vec<&str> = ["gateways", name.as_str(), "routes", &at, "compose"]
+                        .into_iter()
+                        .chain(place.split('.'))
+                        .collect();
+                    self.known(&path, service);
+                }
             }
             if gateway.workers == Some(0) {
                 self.at(&front, "workers", "`workers` is 0, allowed is 1 to 255".into());

@@ -6,6 +6,7 @@ mod auth;
 mod backends;
 mod caches;
 mod client;
+mod compose;
 mod config;
 mod control;
 mod credentials;
