@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use seawall_discovery::{Control, Subscriber, SubscriberConfig};
+use seawall_discovery::{Control, Follower, Subscriber, SubscriberConfig};
 use seawall_gateway::{Gateway, Routes};
 use seawall_proxy::Upstreams;
+use seawall_types::Traffic;
 use tokio::net::TcpListener;
 
 use crate::config::route_files;
@@ -52,13 +54,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let listeners = gateway.listeners()?;
         let addr = gateway.addr();
         let routes = gateway.routes();
-        let again = Again { file: loaded.file.clone(), name: name.to_owned(), upstreams: upstreams.clone(), routes };
-        tokio::spawn(again.clone().on_change(config.routes_from.clone()));
-        tokio::spawn(hangup.each(move || again.read()));
         let nodes = if args.control.is_empty() { vec![loaded.control_addr()] } else { args.control.clone() };
         let who = format!("gateway-{name}-{}", process::unique());
         let file = Some(loaded.data().join("snapshots").join(format!("gateway-{name}.json")));
-        let subscriber = Subscriber::new(SubscriberConfig { name: who, file }, Control::new(nodes));
+        let control = Control::new(nodes);
+        let subscriber = Subscriber::new(SubscriberConfig { name: who, file }, control.clone());
+        let shifts = Follower::new(control, Some(loaded.data().join("snapshots").join(format!("traffic-{name}.json"))));
+        let again = Again {
+            file: loaded.file.clone(),
+            name: name.to_owned(),
+            upstreams: upstreams.clone(),
+            routes,
+            traffic: Arc::new(Mutex::new(shifts.last().clone())),
+        };
+        again.shift();
         // The last good snapshot is in use before the first request is taken.
         upstreams.publish(subscriber.snapshot());
         let addr_of_admin = args.admin.unwrap_or(config.admin);
@@ -88,6 +97,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (leaving, follow) = seawall_drain::channel();
         let publisher = upstreams.clone();
         let following = tokio::spawn(subscriber.run(follow, move |snapshot| publisher.publish(snapshot)));
+        if !config.splits.is_empty() {
+            let again = again.clone();
+            tokio::spawn(shifts.run(drain.clone(), move |traffic| {
+                again.traffic().clone_from(traffic);
+                again.shift();
+            }));
+        }
+        tokio::spawn(again.clone().on_change(config.routes_from.clone()));
+        tokio::spawn(hangup.each(move || again.read()));
         tracing::info!(gateway = %name, %addr, %admin, "ready");
         tokio::select! {
             stopped = process::stopped() => stopped?,
@@ -120,9 +138,28 @@ struct Again {
     name: String,
     upstreams: Upstreams,
     routes: Routes,
+    /// What control has said last of splits.
+    traffic: Arc<Mutex<Traffic>>,
 }
 
 impl Again {
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Divides requests as control says.
+    fn shift(&self) {
+        let splits = self.routes.splits();
+        let applied = splits.apply(&self.traffic().splits);
+        if splits.is_empty() {
+            return;
+        }
+        match applied {
+            Ok(()) => tracing::info!(shares = ?splits.shares(), "traffic is divided"),
+            Err(why) => tracing::warn!(why, shares = ?splits.shares(), "traffic is divided otherwise than control says"),
+        }
+    }
+
     fn read(&self) {
         let taken = process::read(&self.file).and_then(|loaded| {
             let (_, config) = loaded.gateway(Some(&self.name)).map_err(|error| error.to_string())?;
@@ -135,6 +172,13 @@ impl Again {
             let (added, changed, removed) = (&changes.added, &changes.changed, &changes.removed);
             if !changes.is_empty() {
                 tracing::info!(gateway = %self.name, ?added, ?changed, ?removed, "the routes have changed");
+            }
+            if now.splits != config.splits {
+                // Those that are written anew begin as the file says.
+                self.shift();
+                if now.splits.is_empty() {
+                    tracing::warn!(gateway = %self.name, "shifts of the first splits are followed after a restart");
+                }
             }
             if (now.listen, &now.tls, now.workers, now.connections, now.trusted_hops)
                 != (config.listen, &config.tls, config.workers, config.connections, config.trusted_hops)

@@ -23,6 +23,7 @@ mod queue;
 mod route;
 mod sidecar;
 mod store;
+mod traffic;
 mod up;
 mod watch;
 
@@ -58,6 +59,9 @@ enum Command {
     /// What gateways have stored of answers: look at it, throw it out.
     #[command(subcommand)]
     Cache(cache::Command),
+    /// How requests are divided among the services of a split: look, shift, roll back.
+    #[command(subcommand)]
+    Traffic(traffic::Command),
     /// Run a sidecar beside one instance of a service, and the service itself if a command is given.
     Sidecar(sidecar::Args),
     /// Check a file, or print its JSON Schema.
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
         Command::Gateway(args) => gateway::run(&args),
         Command::Route(command) => route::run(&command),
         Command::Cache(command) => cache::run(&command),
+        Command::Traffic(command) => traffic::run(command),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Config(ConfigCommand::Check { file, config }) => check(config.as_ref().unwrap_or(&file)),
         Command::Config(ConfigCommand::Schema) => schema(),

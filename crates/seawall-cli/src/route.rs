@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Request, Uri};
 use seawall_gateway::{FilterConfig, GatewayConfig, KeyConfig, RateLimitConfig, RouteConfig, RouteTable, Verdict};
 use seawall_proxy::Asked;
 use seawall_proxy::headers::Forwarding;
+use seawall_types::ServiceName;
 
 use crate::process;
 
@@ -74,7 +75,7 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
         let route = &gateway.routes[verdict.at];
         match &verdict.why_not {
             Some(why) => println!("  no   {:<16} {why}", route.id),
-            None => takes(&gateway.filters, route, verdict),
+            None => takes(gateway, route, verdict),
         }
     }
     let asked: Vec<usize> = verdicts.iter().map(|verdict| verdict.at).collect();
@@ -86,14 +87,20 @@ fn explain(args: &Args, name: &str, gateway: &GatewayConfig) -> anyhow::Result<b
     Ok(verdicts.last().is_some_and(|last| last.why_not.is_none()))
 }
 
-fn takes(common: &[FilterConfig], route: &RouteConfig, verdict: &Verdict) {
+fn takes(gateway: &GatewayConfig, route: &RouteConfig, verdict: &Verdict) {
     let to = match (&route.to, &route.compose) {
-        (Some(service), _) => format!("to the service `{service}`"),
+        (Some(name), _) => match gateway.splits.get(name) {
+            Some(split) => {
+                let among = split.among.keys().map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
+                format!("to one of the services {among}, as the split `{name}` is divided")
+            }
+            None => format!("to the service `{name}`"),
+        },
         (None, Some(compose)) => format!("composed of {} parts", compose.parts.len()),
         (None, None) => "answered here".to_owned(),
     };
     println!("  YES  {:<16} {to}", route.id);
-    for filter in common.iter().chain(&route.filters) {
+    for filter in gateway.filters.iter().chain(&route.filters) {
         println!("         {}", effect(filter));
     }
     for part in route.compose.iter().flat_map(|compose| &compose.parts) {
@@ -163,7 +170,7 @@ fn effect(filter: &FilterConfig) -> String {
             format!("a body above {} and headers above {} are refused", size.body, size.headers)
         }
         FilterConfig::ToService(choice) => {
-            let among: Vec<_> = choice.among.iter().map(seawall_types::ServiceName::as_str).collect();
+            let among: Vec<_> = choice.among.iter().map(ServiceName::as_str).collect();
             format!("the request says which of the services {} it goes to", among.join(", "))
         }
         FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),

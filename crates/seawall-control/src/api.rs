@@ -29,6 +29,7 @@ use crate::coord::{self, Coord};
 use crate::cron::{self, Cron};
 use crate::queues::{self, Waiting};
 use crate::store_api::{self, StoreApi};
+use crate::traffic;
 
 /// How often a quiet stream says that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -50,6 +51,7 @@ pub(crate) struct App {
     pub(crate) cron: Cron,
     pub(crate) waiting: Waiting,
     pub(crate) store: StoreApi,
+    pub(crate) shifts: traffic::Shifts,
     pub(crate) drain: Drain,
 }
 
@@ -59,6 +61,7 @@ pub(crate) fn router(app: App) -> Router {
     let cron = cron::router(app.cron.clone());
     let queues = queues::router(app.waiting.clone());
     let store = store_api::router(app.store.clone());
+    let traffic = traffic::router(app.shifts.clone());
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -80,6 +83,7 @@ pub(crate) fn router(app: App) -> Router {
         .merge(cron)
         .merge(queues)
         .merge(store)
+        .merge(traffic)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is no such path; see docs/api.md".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods; see docs/api.md".into())

@@ -5,8 +5,10 @@ mod coord;
 mod cron;
 mod queues;
 mod store_api;
+mod traffic;
 
 pub use coord::{End, Ended, Explained};
+pub use traffic::{Order, Shift, SplitView};
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -192,8 +194,18 @@ impl Control {
         tokio::spawn(async move { queues.sweep(sweeping).await });
         tracing::info!(%addr, "control is ready");
         let coord = coord::Coord::new(locks, drain.clone());
-        let app =
-            api::router(api::App { registry, runner, upstreams, coord, cron, waiting, store, drain: drain.clone() });
+        let shifts = traffic::Shifts::new(store.store(), drain.clone());
+        let app = api::router(api::App {
+            registry,
+            runner,
+            upstreams,
+            coord,
+            cron,
+            waiting,
+            store,
+            shifts,
+            drain: drain.clone(),
+        });
         let served = axum::serve(listener, app).with_graceful_shutdown(async move { drain.signaled().await });
         served.await.map_err(ControlError::Serve)?;
         // Runs under way have ended by now, or will not in time; what is left is to resign.

@@ -49,6 +49,11 @@ impl StoreApi {
         Self { store, url, limit, data, turn: Arc::new(Semaphore::new(1)) }
     }
 
+    /// The store itself.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
     /// Writes a snapshot where the other files are, and gives it without its name: it goes with its last reader.
     async fn file(&self) -> Result<(Snapshot, File, u64), Problem> {
         let unavailable = |why: String| Problem(StatusCode::SERVICE_UNAVAILABLE, why);

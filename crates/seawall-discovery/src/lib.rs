@@ -8,8 +8,10 @@ mod control;
 mod events;
 mod registration;
 mod subscriber;
+mod traffic;
 
 pub use control::{Applied, Control, ControlError};
 pub use events::{Event, Events};
 pub use registration::Registration;
 pub use subscriber::{Subscriber, SubscriberConfig};
+pub use traffic::Follower;

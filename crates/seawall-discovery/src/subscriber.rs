@@ -170,7 +170,7 @@ async fn acknowledge(control: Control, name: String, mut acks: watch::Receiver<O
 }
 
 /// A reader sees the old file or the new one, never half of it.
-fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(parent) = file.parent() {
         std::fs::create_dir_all(parent)?;
     }

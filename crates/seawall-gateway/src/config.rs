@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compose::ComposeConfig;
 use crate::filter::{FallbackConfig, FilterConfig};
+use crate::split::SplitConfig;
 
 /// One gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +47,9 @@ pub struct GatewayConfig {
     /// written.
     #[serde(default)]
     pub precedence: Precedence,
+    /// Names that routes go to instead of a service, each for several services among which requests are divided.
+    #[serde(default)]
+    pub splits: BTreeMap<ServiceName, SplitConfig>,
     /// What happens to the requests of every route, before the route's own filters.
     #[serde(default)]
     pub filters: Vec<FilterConfig>,
@@ -95,7 +99,7 @@ pub struct RouteConfig {
     /// What happens to them on the way, in this order.
     #[serde(default)]
     pub filters: Vec<FilterConfig>,
-    /// The service that they go to; needless where a filter answers, or `compose` does.
+    /// The service that they go to, or a split; needless where a filter answers, or `compose` does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<ServiceName>,
     /// Instead of `to`: the calls that the answer is made of.

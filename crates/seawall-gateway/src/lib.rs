@@ -8,6 +8,7 @@ mod index;
 mod matcher;
 mod path;
 mod routes;
+mod split;
 mod table;
 mod target;
 
@@ -23,6 +24,7 @@ pub use filter::{
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use routes::{Changes, Routes};
+pub use split::{SplitConfig, Splits, StickyConfig, WhenConfig};
 pub use table::{RouteProblem, RouteTable, Verdict};
 
 use std::io;

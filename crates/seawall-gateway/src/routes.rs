@@ -7,6 +7,7 @@ use seawall_proxy::{Asked, Matched, RouteError, Router};
 
 use crate::config::{GatewayConfig, RouteConfig};
 use crate::filter::Caches;
+use crate::split::Splits;
 use crate::table::{RouteProblem, RouteTable};
 
 /// The routes of one gateway as they are now; cheap to clone. A request goes by the routes that were there when it came.
@@ -30,7 +31,7 @@ pub struct Changes {
     pub changed: Vec<String>,
     /// Those that are gone.
     pub removed: Vec<String>,
-    /// The same routes stand in another order, or the filters of all or the precedence are others.
+    /// The same routes stand in another order, or the filters of all, the splits or the precedence are others.
     pub other: bool,
 }
 
@@ -54,6 +55,7 @@ impl Changes {
         };
         changes.other = from.filters != to.filters
             || from.precedence != to.precedence
+            || from.splits != to.splits
             || kept(&from.routes, &to.routes) != kept(&to.routes, &from.routes);
         changes
     }
@@ -85,6 +87,7 @@ impl Routes {
         current.0.routes.clone_from(&config.routes);
         current.0.filters.clone_from(&config.filters);
         current.0.precedence = config.precedence;
+        current.0.splits.clone_from(&config.splits);
         current.1 = table;
         self.shared.version.fetch_add(1, Ordering::Release);
         Ok(changes)
@@ -93,6 +96,11 @@ impl Routes {
     /// What they store of answers.
     pub fn caches(&self) -> Caches {
         self.current().1.caches()
+    }
+
+    /// How their requests are divided, to be changed while they come. A change of what is written makes others.
+    pub fn splits(&self) -> Splits {
+        self.current().1.splits()
     }
 
     /// What is in use.

@@ -14,6 +14,7 @@ use crate::config::{GatewayConfig, Precedence, RouteConfig};
 use crate::filter::{Caches, Filters};
 use crate::index::Index;
 use crate::matcher::{Chance, Matcher, Share, host};
+use crate::split::{SplitConfig, Splits};
 
 /// The routes of one gateway, in the order in which they are asked. A clone shares all but what requests count up and down:
 /// that is each worker's own.
@@ -32,6 +33,8 @@ struct Compiled {
     index: Index,
     /// Whether any route takes but a share.
     shares: bool,
+    /// As they are written, and as they are.
+    splits: (BTreeMap<ServiceName, SplitConfig>, Splits),
 }
 
 impl Clone for RouteTable {
@@ -91,18 +94,28 @@ impl RouteTable {
     }
 
     /// The same in the place of another table: filters that are written as before, in a route of the same name, go on with what
-    /// they know.
+    /// they know, and splits that are written as before with their shares.
     ///
     /// # Errors
     /// As [`RouteTable::of`].
     pub fn after(gateway: &GatewayConfig, before: Option<&Self>) -> Result<Self, Vec<RouteProblem>> {
+        let mut problems = Vec::new();
+        let splits = match before.map(|before| &before.compiled.splits) {
+            Some((written, splits)) if *written == gateway.splits => splits.clone(),
+            _ => Splits::try_new(&gateway.splits, |path, what| {
+                problems.push(RouteProblem { path: format!("splits.{path}"), what });
+            }),
+        };
+        let splits = (gateway.splits.clone(), splits);
         let nothing = Filters::default();
-        let common = before.map_or(&nothing, |before| &before.compiled.common);
-        match Filters::default().and_after(&gateway.filters, common) {
-            Ok(common) => Self::behind(common, &gateway.routes, gateway.precedence, before),
-            Err((at, error)) => {
-                let mut problems = vec![RouteProblem { path: format!("filters.{at}"), what: error.to_string() }];
-                let routes = Self::behind(Filters::default(), &gateway.routes, gateway.precedence, None);
+        let former = before.map_or(&nothing, |before| &before.compiled.common);
+        let common = Filters::default().and_after(&gateway.filters, former).unwrap_or_else(|(at, error)| {
+            problems.push(RouteProblem { path: format!("filters.{at}"), what: error.to_string() });
+            Filters::default()
+        });
+        match Self::behind(common, splits, &gateway.routes, gateway.precedence, before) {
+            Ok(table) if problems.is_empty() => Ok(table),
+            routes => {
                 problems.extend(routes.err().into_iter().flatten());
                 Err(problems)
             }
@@ -114,11 +127,12 @@ impl RouteTable {
     /// # Errors
     /// As [`RouteTable::of`].
     pub fn try_new(routes: &[RouteConfig], precedence: Precedence) -> Result<Self, Vec<RouteProblem>> {
-        Self::behind(Filters::default(), routes, precedence, None)
+        Self::behind(Filters::default(), Default::default(), routes, precedence, None)
     }
 
     fn behind(
         common: Filters,
+        splits: (BTreeMap<ServiceName, SplitConfig>, Splits),
         routes: &[RouteConfig],
         precedence: Precedence,
         before: Option<&Self>,
@@ -171,7 +185,7 @@ impl RouteTable {
                         problem("compose", what.to_owned());
                     }
                 }
-                match Compose::try_new(compose, matcher.path.as_ref(), fallback.clone()) {
+                match Compose::try_new(compose, matcher.path.as_ref(), fallback.clone(), splits.1.clone()) {
                     Ok(compose) => steps.push(Step::Around(Arc::new(compose))),
                     Err(wrong) => wrong.into_iter().for_each(|(at, what)| problem(&format!("compose.{at}"), what)),
                 }
@@ -211,13 +225,18 @@ impl RouteTable {
             return Err(problems);
         }
         let routes = entries.iter().map(|entry| entry.route.clone()).collect();
-        let compiled = Compiled { common, entries, index, shares: shares.iter().any(Option::is_some) };
+        let compiled = Compiled { common, entries, index, shares: shares.iter().any(Option::is_some), splits };
         Ok(Self { compiled: Arc::new(compiled), routes })
     }
 
     /// What the routes store of answers.
     pub fn caches(&self) -> Caches {
         Caches::of(self.compiled.entries.iter().flat_map(|entry| &entry.filters.caches))
+    }
+
+    /// How requests are divided, to be changed while they come.
+    pub fn splits(&self) -> Splits {
+        self.compiled.splits.1.clone()
     }
 
     fn chance(&self) -> Chance {
@@ -298,6 +317,10 @@ impl Router for RouteTable {
             // Not asked, and so not looked at.
             None if answer.is_some() || entry.composes => ServiceName::try_new("none").expect("a name"),
             None => return Err(wrong("the request does not say which service it wants".to_owned())),
+        };
+        let service = match self.compiled.splits.1.get(&service) {
+            Some(split) => split.choose(&request.headers, || fastrand::u64(..)).clone(),
+            None => service,
         };
         Ok(Matched { route: route.clone(), service, path, answer })
     }

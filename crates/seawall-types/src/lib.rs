@@ -10,6 +10,7 @@ mod ratio;
 mod revision;
 mod size;
 mod snapshot;
+mod traffic;
 
 pub use call::Call;
 pub use instance::{Instance, Status};
@@ -19,6 +20,7 @@ pub use ratio::Ratio;
 pub use revision::Revision;
 pub use size::Size;
 pub use snapshot::{Change, Snapshot};
+pub use traffic::{Shares, Traffic};
 
 /// Header names that carry Seawall's own words between its hops.
 pub mod header {

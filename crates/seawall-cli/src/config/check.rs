@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use seawall_control::SERVICE as CONTROL;
-use seawall_gateway::{FilterConfig, RouteTable};
+use seawall_gateway::{FilterConfig, GatewayConfig, RouteTable};
 use seawall_proxy::tls::Tls;
 use seawall_resilience::DEFAULT;
 use seawall_saga::Plan;
@@ -124,11 +124,17 @@ impl Checker<'_> {
                     self.at(&front, &problem.path, problem.what);
                 }
             }
-            self.filters(&["gateways", name.as_str()], &gateway.filters);
+            for (split, config) in &gateway.splits {
+                for service in config.among.keys() {
+                    let path = ["gateways", name.as_str(), "splits", split.as_str(), "among", service.as_str()];
+                    self.known(&path, service);
+                }
+            }
+            self.filters(&["gateways", name.as_str()], gateway, &gateway.filters);
             for (at, route) in gateway.routes.iter().enumerate() {
-                self.filters(&["gateways", name.as_str(), "routes", &at.to_string()], &route.filters);
+                self.filters(&["gateways", name.as_str(), "routes", &at.to_string()], gateway, &route.filters);
                 if let Some(service) = &route.to {
-                    self.known(&["gateways", name.as_str(), "routes", &at.to_string(), "to"], service);
+                    self.reached(gateway, &["gateways", name.as_str(), "routes", &at.to_string(), "to"], service);
                 }
                 for (place, service) in route.compose.iter().flat_map(|compose| compose.services()) {
                     let at = at.to_string();
@@ -136,7 +142,7 @@ impl Checker<'_> {
                         .into_iter()
                         .chain(place.split('.'))
                         .collect();
-                    self.known(&path, service);
+                    self.reached(gateway, &path, service);
                 }
             }
             if gateway.workers == Some(0) {
@@ -148,13 +154,20 @@ impl Checker<'_> {
         }
     }
 
+    /// A service that a route goes to, or a split.
+    fn reached(&mut self, gateway: &GatewayConfig, path: &[&str], name: &ServiceName) {
+        if !gateway.splits.contains_key(name) {
+            self.known(path, name);
+        }
+    }
+
     /// The services that filters name.
-    fn filters(&mut self, front: &[&str], filters: &[FilterConfig]) {
+    fn filters(&mut self, front: &[&str], gateway: &GatewayConfig, filters: &[FilterConfig]) {
         for (at, filter) in filters.iter().enumerate() {
             for (place, service) in filter.services() {
                 let at = at.to_string();
                 let path: Vec<&str> = front.iter().copied().chain(["filters", &*at]).chain(place.split('.')).collect();
-                self.known(&path, service);
+                self.reached(gateway, &path, service);
             }
         }
     }

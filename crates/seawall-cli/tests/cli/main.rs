@@ -35,3 +35,4 @@ mod store;
 mod streams;
 mod support;
 mod tls;
+mod traffic;

@@ -405,6 +405,18 @@ fn elections(asking: &Asking) {
 }
 
 fn jobs(asking: &Asking) {
+    asking.ok(404, "get", "/v1/traffic/order", &Value::Null);
+    asking.ok(409, "post", "/v1/traffic/order/rollback", &json!({}));
+    let order = json!({ "shares": { "order": 9, "order-canary": 1 }, "by": "ann", "why": "try", "shift": "7" });
+    asking.ok(200, "put", "/v1/traffic/order", &order);
+    asking.ok(400, "put", "/v1/traffic/order", &json!({ "shares": { "order": 0 } }));
+    let version = asking.ok(200, "get", "/v1/traffic", &Value::Null)["version"].as_str().unwrap().to_owned();
+    asking.ok(200, "get", &format!("/v1/traffic?after={version}&wait=50ms"), &Value::Null);
+    let back = asking.ok(200, "post", "/v1/traffic/order/rollback", &json!({ "by": "ann" }));
+    assert_eq!(back["shares"], Value::Null);
+    asking.ok(409, "post", "/v1/traffic/order/rollback", &json!({}));
+    asking.ok(200, "get", "/v1/traffic/order", &Value::Null);
+
     let job = json!({ "when": "at 2999-01-01T00:00:00Z", "call": "POST order/reports", "alarm_after": "1h" });
     asking.ok(201, "put", "/v1/cron/nightly", &job);
     asking.ok(200, "put", "/v1/cron/nightly", &job);

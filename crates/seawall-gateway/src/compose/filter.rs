@@ -18,6 +18,7 @@ use seawall_proxy::reject::Reason;
 use seawall_proxy::{Client, ReadError, RequestBody, ResponseBody, headers};
 use seawall_resilience::Chain;
 use seawall_telemetry::metrics::Counter;
+use seawall_types::ServiceName;
 use seawall_types::header::PRIORITY;
 use serde_json::{Value, json};
 use tokio::time::timeout_at;
@@ -28,6 +29,7 @@ use super::run::{Effect, Failure, Instead, Missing, Outcome, Outgoing, Run, Why,
 use super::template::{Known, decoded};
 use crate::auth::identity::Identity;
 use crate::path::Pattern;
+use crate::split::Splits;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -60,6 +62,7 @@ pub(crate) struct Compose {
     body: Option<usize>,
     /// What is answered instead of a 5xx.
     fallback: Option<Fixed>,
+    splits: Splits,
     /// How often each part has failed.
     failures: Vec<OnceLock<Arc<Counter>>>,
 }
@@ -75,6 +78,7 @@ impl Compose {
         config: &ComposeConfig,
         pattern: Option<&Pattern>,
         fallback: Option<Fixed>,
+        splits: Splits,
     ) -> Result<Self, Problems> {
         let captures: Vec<&str> = pattern.into_iter().flat_map(Pattern::names).collect();
         let plan = Plan::try_new(config, &captures);
@@ -97,6 +101,7 @@ impl Compose {
             timeout: config.timeout.get(),
             cache_control,
             fallback,
+            splits,
         })
     }
 
@@ -152,7 +157,10 @@ impl Compose {
                     Effect::Cancel(part) => calls.retain(|(called, _)| *called != part),
                     Effect::Call(part, outgoing) => {
                         let limit = self.plan.parts[part].limit;
-                        calls.push((part, Box::pin(call(client, outgoing, given, limit, until))));
+                        let named = &outgoing.source.service;
+                        let split = self.splits.get(named);
+                        let service = split.map_or(named, |split| split.choose(given, || fastrand::u64(..))).clone();
+                        calls.push((part, Box::pin(call(client, service, outgoing, given, limit, until))));
                     }
                 }
             }
@@ -265,6 +273,7 @@ async fn first(calls: &mut Calls<'_>) -> (usize, Result<Value, Failure>) {
 /// One call, bounded in time and size.
 async fn call(
     client: &Client,
+    service: ServiceName,
     outgoing: Outgoing<'_>,
     given: &HeaderMap,
     limit: usize,
@@ -295,10 +304,8 @@ async fn call(
         fields.insert(CONTENT_TYPE, JSON);
         *request.body_mut() = body.to_string().into();
     }
-    let response = client
-        .send(&source.service, request)
-        .await
-        .map_err(|error| fail(Why::Rejected(error.0.reason), error.to_string()))?;
+    let response =
+        client.send(&service, request).await.map_err(|error| fail(Why::Rejected(error.0.reason), error.to_string()))?;
     let status = response.status();
     let (head, body) = response.into_parts();
     if !status.is_success() {
@@ -309,7 +316,7 @@ async fn call(
             let body = body.whole(limit.min(WORDS)).await.ok().and_then(|body| serde_json::from_slice(&body).ok());
             words = Some(Box::new(Words { headers: named.collect(), body }));
         }
-        let detail = format!("`{}` answers {}", source.service, status.as_u16());
+        let detail = format!("`{}` answers {}", service, status.as_u16());
         return Err(fail(Why::Status(status, words), detail));
     }
     let body = body.whole(limit).await.map_err(|error| {
@@ -318,13 +325,13 @@ async fn call(
             ReadError::TooLarge(_) => Why::TooLarge,
             ReadError::Broken(_) => Why::Broken,
         };
-        fail(why, format!("`{}`: {error}", source.service))
+        fail(why, format!("`{}`: {error}", service))
     })?;
     if body.is_empty() {
         return Ok(Value::Null);
     }
     serde_json::from_slice(&body)
-        .map_err(|error| fail(Why::NotJson, format!("the answer of `{}` is not JSON: {error}", source.service)))
+        .map_err(|error| fail(Why::NotJson, format!("the answer of `{}` is not JSON: {error}", service)))
 }
 
 /// The request's own body, as JSON.
