@@ -156,7 +156,9 @@ impl Again {
         }
         match applied {
             Ok(()) => tracing::info!(shares = ?splits.shares(), "traffic is divided"),
-            Err(why) => tracing::warn!(why, shares = ?splits.shares(), "traffic is divided otherwise than control says"),
+            Err(why) => {
+                tracing::warn!(why, shares = ?splits.shares(), "traffic is divided otherwise than control says")
+            }
         }
     }
 

@@ -20,7 +20,13 @@ pub use auth::keys::KeysConfig;
 pub use compose::{ComposeConfig, OtherConfig, PartConfig};
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
-    AbortConfig, AffinityConfig, AffinityCookie, AlgorithmConfig, ApiKeyConfig, BasicConfig, CacheConfig, Caches, Calendar, Coding, CompressConfig, ConditionConfig, ConsumerConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, ExternalAuthConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, HeadersConfig, HmacConfig, IpConfig, JsonChange, JsonConfig, JwtConfig, Keep, KeyConfig, LocationConfig, MirrorConfig, OidcConfig, OnFailure, Purge, Quota, RateLimitConfig, RedirectConfig, Relay, RequestIdConfig, RewriteConfig, RewriteHeaderConfig, RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion, Unjudged, UserConfig, WithoutKey,
+    AbortConfig, AffinityConfig, AffinityCookie, AlgorithmConfig, ApiKeyConfig, BasicConfig, CacheConfig, Caches,
+    Calendar, Coding, CompressConfig, ConditionConfig, ConsumerConfig, CorsConfig, DecompressConfig, DedupeConfig,
+    DelayConfig, ExternalAuthConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, HeadersConfig, HmacConfig,
+    IpConfig, JsonChange, JsonConfig, JwtConfig, Keep, KeyConfig, LocationConfig, MirrorConfig, OidcConfig, OnFailure,
+    Purge, Quota, RateLimitConfig, RedirectConfig, Relay, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
+    RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion, Unjudged, UserConfig,
+    WithoutKey,
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use routes::{Changes, Routes};

@@ -220,7 +220,8 @@ impl<'a> Next<'a> {
     pub fn later(&self) -> Later {
         let Exchange { matched, client, .. } = self.exchange;
         let at = matched.route.steps.len() - self.steps.len();
-        let exchange = Exchange { matched: matched.clone(), arrived: Instant::now(), client: *client };
+        let arrived = Instant::now();
+        let exchange = Exchange { matched: matched.clone(), arrived, client: *client, after: AtomicU64::new(0) };
         Later { pipeline: self.pipeline.clone(), exchange, at }
     }
 
@@ -243,7 +244,7 @@ impl Later {
     /// What comes after.
     pub fn next(&self) -> Next<'_> {
         let steps = &self.exchange.matched.route.steps[self.at..];
-        Next { pipeline: &self.pipeline, exchange: &self.exchange, steps }
+        Next { pipeline: &self.pipeline, exchange: &self.exchange, steps, filtered: false }
     }
 }
 

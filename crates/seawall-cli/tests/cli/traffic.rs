@@ -49,7 +49,10 @@ fn traffic_is_shifted_and_rolled_back_with_one_command() {
     );
 
     let (_, explained) = text(&site, &["route", "explain", "GET", "/x"]);
-    assert!(explained.contains("to one of the services order, order-canary, as the split `order` is divided"), "{explained}");
+    assert!(
+        explained.contains("to one of the services order, order-canary, as the split `order` is divided"),
+        "{explained}"
+    );
 
     let begun = std::time::Instant::now();
     let (code, said) = text(&site, &["traffic", "shift", "order", "order-canary=40%", "--because", "try it"]);
