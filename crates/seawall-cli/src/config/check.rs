@@ -167,7 +167,11 @@ impl Checker<'_> {
             for (place, service) in filter.services() {
                 let at = at.to_string();
                 let path: Vec<&str> = front.iter().copied().chain(["filters", &*at]).chain(place.split('.')).collect();
-                self.reached(gateway, &path, service);
+                // Whatever else filters call, they call by itself.
+                match filter {
+                    FilterConfig::ToService(_) => self.reached(gateway, &path, service),
+                    _ => self.known(&path, service),
+                }
             }
         }
     }
