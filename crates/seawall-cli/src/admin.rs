@@ -82,7 +82,8 @@ async fn order(
 }
 
 async fn cache(State(app): State<App>) -> Json<Value> {
-    let sums = app.caches().sums();
+    let caches = app.caches();
+    let sums = caches.sums();
     let one = |(route, answers, bytes)| json!({ "route": route, "answers": answers, "bytes": bytes });
     Json(json!({ "caches": sums.into_iter().map(one).collect::<Vec<_>>() }))
 }
