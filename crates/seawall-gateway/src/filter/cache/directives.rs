@@ -30,19 +30,25 @@ pub(super) struct Directives {
 
 impl Directives {
     pub(super) fn of(headers: &HeaderMap, field: &HeaderName) -> Self {
-        let mut all = Self::default();
+        Self::given(headers, field).unwrap_or_default()
+    }
+
+    /// The same; `None` where the field says nothing that is known, and for this cache.
+    pub(super) fn given(headers: &HeaderMap, field: &HeaderName) -> Option<Self> {
+        let (mut all, mut known) = (Self::default(), false);
         for line in headers.get_all(field).iter().filter_map(|line| line.to_str().ok()) {
             for (name, value) in items(line) {
                 let anothers = |text: &str| *field == SURROGATE && text.contains(';');
                 if !anothers(name) && !value.as_deref().is_some_and(anothers) {
-                    all.add(name, value.as_deref());
+                    known |= all.add(name, value.as_deref());
                 }
             }
         }
-        all
+        known.then_some(all)
     }
 
-    fn add(&mut self, name: &str, value: Option<&str>) {
+    /// Says whether it is known.
+    fn add(&mut self, name: &str, value: Option<&str>) -> bool {
         let seconds = |slot: &mut Option<u64>| {
             let seconds = value.map_or(0, seconds);
             *slot = Some(if slot.is_some_and(|before| before != seconds) { 0 } else { seconds });
@@ -69,8 +75,9 @@ impl Directives {
             "stale-if-error" => seconds(&mut self.stale_if_error),
             "min-fresh" => seconds(&mut self.min_fresh),
             "max-stale" => self.max_stale = Some(value.map_or(u64::MAX, self::seconds)),
-            _ => {}
+            _ => return false,
         }
+        true
     }
 }
 
@@ -171,6 +178,9 @@ mod tests {
             HeaderMap::from_iter([(SURROGATE, HeaderValue::from_static("max-age=9;other, no-store;other, max-age=5"))]);
         let said = Directives::of(&headers, &SURROGATE);
         assert_eq!((said.max_age, said.no_store), (Some(5), false));
+        let headers =
+            HeaderMap::from_iter([(SURROGATE, HeaderValue::from_static("content=\"ESI/1.0\", max-age=9;other"))]);
+        assert_eq!(Directives::given(&headers, &SURROGATE), None);
     }
 
     proptest! {

@@ -62,9 +62,11 @@ impl Facts {
         delay: Duration,
         extra: Extra,
     ) -> Result<Self, &'static str> {
-        let targeted = [TARGETED, SURROGATE].into_iter().find(|field| headers.contains_key(field));
-        let said = Directives::of(headers, targeted.as_ref().unwrap_or(&CACHE_CONTROL));
-        let targeted = targeted.is_some();
+        let targeted = [TARGETED, SURROGATE].iter().find_map(|field| Directives::given(headers, field));
+        let (said, targeted) = match targeted {
+            Some(said) => (said, true),
+            None => (Directives::of(headers, &CACHE_CONTROL), false),
+        };
         let wanted = Directives::of(asked, &CACHE_CONTROL);
         if *method != Method::GET {
             return Err("method");
