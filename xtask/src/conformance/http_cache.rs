@@ -218,11 +218,11 @@ fn seawall(dir: &Path, port: u16, origin: u16) -> anyhow::Result<Vec<Running>> {
     Ok(vec![node, start("gateway")?])
 }
 
-/// As the suite's own image has it.
+/// As the suite's own image has it; in one process, which leaves no others behind when it is killed.
 fn nginx(dir: &Path, port: u16, origin: u16) -> anyhow::Result<Vec<Running>> {
     let tmp = dir.display();
     let config = format!(
-        "daemon off; pid {tmp}/nginx.pid; error_log {tmp}/error.log; worker_processes 1;\n\
+        "daemon off; master_process off; pid {tmp}/nginx.pid; error_log {tmp}/error.log; worker_processes 1;\n\
          events {{ worker_connections 1024; }}\n\
          http {{ access_log off; client_body_temp_path {tmp}/body; proxy_temp_path {tmp}/temp; fastcgi_temp_path {tmp}/fastcgi;\n\
          uwsgi_temp_path {tmp}/uwsgi; scgi_temp_path {tmp}/scgi;\n\
