@@ -125,7 +125,6 @@ pub(crate) fn run(only: Option<&str>) -> anyhow::Result<()> {
             table.push(vec![suite.name.to_owned(), row.compared, row.required, row.result, verdict.to_owned()]);
         }
     }
-    println!();
     bench::table::print(&["suite", "what is compared", "required", "result", "verdict"], &table);
     anyhow::ensure!(below == 0, "{below} of {} results are below what is required", table.len());
     Ok(())
