@@ -162,6 +162,16 @@ fn effect(filter: &FilterConfig) -> String {
         FilterConfig::RequestId(id) => format!("the request is named in {}", id.header),
         FilterConfig::Jwt(jwt) if jwt.optional => "a token is verified, if there is one".to_owned(),
         FilterConfig::Jwt(_) => "a token is needed, and verified".to_owned(),
+        FilterConfig::ApiKey(config) if config.optional => "a key is looked up, if there is one".to_owned(),
+        FilterConfig::ApiKey(_) => "a key is needed".to_owned(),
+        FilterConfig::Basic(config) if config.optional => "a password is verified, if there is one".to_owned(),
+        FilterConfig::Basic(_) => "a name and its password are needed".to_owned(),
+        FilterConfig::Hmac(_) => "the request has to be signed with a shared secret".to_owned(),
+        FilterConfig::Ip(_) => "the client has to come from where it is allowed".to_owned(),
+        FilterConfig::ExternalAuth(config) => format!("the service `{}` decides whether it passes", config.service),
+        FilterConfig::Authorize(rules) => {
+            format!("the first of {} rules that applies decides, or nothing passes", rules.len())
+        }
         FilterConfig::Redirect(redirect) => format!("the client is sent to {} with {}", redirect.to, redirect.status),
         FilterConfig::Respond(answer) => format!("{} is answered", answer.status),
     }

@@ -10,6 +10,7 @@ pub(crate) mod jws;
 pub(crate) mod keys;
 pub(crate) mod place;
 pub(crate) mod recent;
+pub(crate) mod watched;
 
 /// Seconds since 1970, by the clock of the machine.
 pub(crate) fn now() -> u64 {

@@ -1,11 +1,17 @@
 //! What is written between a route and its service, and the steps that it becomes.
 
 mod affinity;
+mod api_key;
+mod authorize;
+mod basic;
 mod compress;
 mod cors;
 mod decompress;
+mod external_auth;
 mod fault;
+mod hmac;
 mod host;
+mod ip;
 mod json;
 mod jwt;
 mod location;
@@ -33,12 +39,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use self::affinity::{AffinityConfig, AffinityCookie};
+pub use self::api_key::{ApiKeyConfig, ConsumerConfig};
+pub use self::authorize::{ConditionConfig, RuleConfig};
+pub use self::basic::{BasicConfig, UserConfig};
 pub use self::compress::{Coding, CompressConfig};
 pub use self::cors::CorsConfig;
 pub(crate) use self::cors::is_preflight;
 pub use self::decompress::DecompressConfig;
+pub use self::external_auth::{ExternalAuthConfig, OnFailure};
 pub use self::fault::{AbortConfig, DelayConfig, FaultConfig};
+pub use self::hmac::{HmacConfig, SharedConfig};
 use self::host::Host;
+pub use self::ip::IpConfig;
 pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
@@ -129,6 +141,18 @@ pub enum FilterConfig {
     RequestId(RequestIdConfig),
     /// Lets pass who has a signed token, a JSON Web Token.
     Jwt(Box<JwtConfig>),
+    /// Lets pass who has a key, as programs do.
+    ApiKey(ApiKeyConfig),
+    /// Lets pass who has a name and its password.
+    Basic(BasicConfig),
+    /// Lets pass what is signed with a secret that both sides have.
+    Hmac(HmacConfig),
+    /// Lets pass who comes from where it is allowed.
+    Ip(IpConfig),
+    /// Lets pass what another service allows.
+    ExternalAuth(ExternalAuthConfig),
+    /// Lets pass what the first of these rules allows that applies; where none does, nothing.
+    Authorize(Vec<RuleConfig>),
     /// Sends the client elsewhere. Nothing else is asked.
     Redirect(RedirectConfig),
     /// Answers by itself. Nothing else is asked.
@@ -266,6 +290,12 @@ impl Filters {
                 }
             }
             FilterConfig::Jwt(config) => self.around(jwt::Jwt::try_new(config)?),
+            FilterConfig::ApiKey(config) => self.around(api_key::ApiKey::try_new(config)?),
+            FilterConfig::Basic(config) => self.around(basic::Basic::try_new(config)?),
+            FilterConfig::Hmac(config) => self.around(hmac::Hmac::try_new(config)?),
+            FilterConfig::Ip(config) => self.around(ip::Ip::try_new(config)?),
+            FilterConfig::ExternalAuth(config) => self.around(external_auth::ExternalAuth::try_new(config)?),
+            FilterConfig::Authorize(rules) => self.around(authorize::Authorize::try_new(rules)?),
             FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
             FilterConfig::SecurityHeaders(own) => self.response(security(own)?),
             FilterConfig::Redirect(_) | FilterConfig::Respond(_) if self.answer.is_some() => {
@@ -420,6 +450,7 @@ impl FilterConfig {
                 config.service().map(|service| ("jwt.keys.service".to_owned(), service)).into_iter().collect()
             }
             Self::Mirror(config) => vec![("mirror.to".to_owned(), &config.to)],
+            Self::ExternalAuth(config) => vec![("external_auth.service".to_owned(), &config.service)],
             _ => Vec::new(),
         }
     }
@@ -428,6 +459,9 @@ impl FilterConfig {
     pub(crate) fn resolve(&mut self, base: &Path) {
         let files: Vec<&mut PathBuf> = match self {
             Self::Jwt(config) => config.keys.files().collect(),
+            Self::ApiKey(config) => config.file.iter_mut().collect(),
+            Self::Basic(config) => config.file.iter_mut().collect(),
+            Self::Hmac(config) => config.keys.iter_mut().filter_map(|key| key.file.as_mut()).collect(),
             _ => Vec::new(),
         };
         for file in files {

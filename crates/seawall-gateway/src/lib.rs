@@ -17,10 +17,11 @@ pub use auth::jwk::Algorithm;
 pub use auth::keys::KeysConfig;
 pub use config::{GatewayConfig, MatchConfig, Precedence, RouteConfig, ValueConfig, WeightConfig};
 pub use filter::{
-    AbortConfig, AffinityConfig, AffinityCookie, Coding, CompressConfig, CorsConfig, DecompressConfig, DedupeConfig,
-    DelayConfig, FallbackConfig, FaultConfig, FilterConfig, FilterError, JsonChange, JsonConfig, JwtConfig, Keep,
-    LocationConfig, MirrorConfig, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
-    RewriteQueryConfig, ServiceConfig, SizeConfig, StripVersion,
+    AbortConfig, AffinityConfig, AffinityCookie, ApiKeyConfig, BasicConfig, Coding, CompressConfig, ConditionConfig,
+    ConsumerConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, ExternalAuthConfig, FallbackConfig,
+    FaultConfig, FilterConfig, FilterError, HmacConfig, IpConfig, JsonChange, JsonConfig, JwtConfig, Keep,
+    LocationConfig, MirrorConfig, OnFailure, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
+    RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion, UserConfig,
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use routes::{Changes, Routes};

@@ -190,7 +190,7 @@ fn signed_tokens_pass_and_nothing_else_does() {
 }
 
 /// What `seawall config check` says of filters.
-fn check(filters: &str) -> String {
+pub(crate) fn check(filters: &str) -> String {
     let site = Site::new(&format!(
         "gateways: {{ public: {{ listen: GATEWAY, routes: [ {{ id: a, match: {{}}, filters: [ {filters} ], to: s }} ] }} }}\nservices: {{ s: {{}} }}\n"
     ));

@@ -7,6 +7,7 @@ mod backends;
 mod client;
 mod config;
 mod control;
+mod credentials;
 mod cron;
 mod elections;
 mod etcd;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Request};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::claims::claim;
 use crate::filter::{FilterError, name};
@@ -39,20 +39,9 @@ impl Forward {
         Ok(Self { headers: headers.collect::<Result<_, FilterError>>()? })
     }
 
-    /// Takes away whatever a client says of itself in these headers, and in those that some servers take for the same:
-    /// `x_user` is `X-User` to CGI and its heirs.
+    /// Takes away whatever a client says of itself in these headers.
     pub(crate) fn strip(&self, headers: &mut HeaderMap) {
-        if self.headers.is_empty() {
-            return;
-        }
-        for (name, _) in &self.headers {
-            headers.remove(name);
-        }
-        let twin = |name: &HeaderName| name.as_str().contains('_') && self.headers.iter().any(|own| same(&own.0, name));
-        let twins: Vec<HeaderName> = headers.keys().filter(|name| twin(name)).cloned().collect();
-        for name in twins {
-            headers.remove(name);
-        }
+        strip(headers, self.headers.iter().map(|(name, _)| name));
     }
 
     /// The headers for these claims; a claim that is not there has none.
@@ -67,6 +56,25 @@ impl Forward {
         };
         present.filter(|(_, _, value)| !value.is_null()).map(header).collect()
     }
+}
+
+/// Takes headers away, and those that some servers take for the same: `x_user` is `X-User` to CGI and its heirs.
+pub(crate) fn strip<'a>(headers: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName> + Clone) {
+    for name in names.clone() {
+        headers.remove(name);
+    }
+    let twin = |name: &HeaderName| name.as_str().contains('_') && names.clone().any(|own| same(own, name));
+    let twins: Vec<HeaderName> = headers.keys().filter(|name| twin(name)).cloned().collect();
+    for name in twins {
+        headers.remove(name);
+    }
+}
+
+/// The claims of somebody who has a name here.
+pub(crate) fn claims_of(name: &str, more: &Map<String, Value>) -> Arc<Value> {
+    let mut claims = more.clone();
+    claims.insert("sub".to_owned(), name.into());
+    Arc::new(Value::Object(claims))
 }
 
 /// Gives a request its caller.
