@@ -77,6 +77,14 @@ const SUITES: &[Suite] = &[
         npm: &[],
         limit: Duration::from_secs(500),
     },
+    Suite {
+        name: "oidc",
+        program: "oidc.py",
+        debian: &[("node", "nodejs")],
+        pypi: &[],
+        npm: &["oidc-provider@9"],
+        limit: Duration::from_secs(120),
+    },
 ];
 
 /// Makes the certificates of every suite.

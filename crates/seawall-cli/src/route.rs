@@ -169,6 +169,7 @@ fn effect(filter: &FilterConfig) -> String {
         FilterConfig::Hmac(_) => "the request has to be signed with a shared secret".to_owned(),
         FilterConfig::Ip(_) => "the client has to come from where it is allowed".to_owned(),
         FilterConfig::ExternalAuth(config) => format!("the service `{}` decides whether it passes", config.service),
+        FilterConfig::Oidc(config) => format!("a browser logs in at {}, unless it has a session", config.issuer),
         FilterConfig::Authorize(rules) => {
             format!("the first of {} rules that applies decides, or nothing passes", rules.len())
         }

@@ -16,6 +16,7 @@ mod json;
 mod jwt;
 mod location;
 mod mirror;
+mod oidc;
 mod request_id;
 mod response_header;
 mod service;
@@ -55,6 +56,7 @@ pub use self::json::{JsonChange, JsonConfig};
 pub use self::jwt::JwtConfig;
 pub use self::location::{LocationConfig, StripVersion};
 pub use self::mirror::MirrorConfig;
+pub use self::oidc::{OidcConfig, Relay};
 pub use self::request_id::RequestIdConfig;
 use self::response_header::Head;
 pub use self::response_header::{DedupeConfig, Keep, RewriteHeaderConfig};
@@ -151,6 +153,8 @@ pub enum FilterConfig {
     Ip(IpConfig),
     /// Lets pass what another service allows.
     ExternalAuth(ExternalAuthConfig),
+    /// Lets browsers log in at an OpenID provider.
+    Oidc(Box<OidcConfig>),
     /// Lets pass what the first of these rules allows that applies; where none does, nothing.
     Authorize(Vec<RuleConfig>),
     /// Sends the client elsewhere. Nothing else is asked.
@@ -295,6 +299,7 @@ impl Filters {
             FilterConfig::Hmac(config) => self.around(hmac::Hmac::try_new(config)?),
             FilterConfig::Ip(config) => self.around(ip::Ip::try_new(config)?),
             FilterConfig::ExternalAuth(config) => self.around(external_auth::ExternalAuth::try_new(config)?),
+            FilterConfig::Oidc(config) => self.around(oidc::Oidc::try_new(config)?),
             FilterConfig::Authorize(rules) => self.around(authorize::Authorize::try_new(rules)?),
             FilterConfig::RequestId(config) => self.around(request_id::RequestId::try_new(config)?),
             FilterConfig::SecurityHeaders(own) => self.response(security(own)?),
@@ -450,6 +455,7 @@ impl FilterConfig {
                 config.service().map(|service| ("jwt.keys.service".to_owned(), service)).into_iter().collect()
             }
             Self::Mirror(config) => vec![("mirror.to".to_owned(), &config.to)],
+            Self::Oidc(config) => config.service.iter().map(|service| ("oidc.service".to_owned(), service)).collect(),
             Self::ExternalAuth(config) => vec![("external_auth.service".to_owned(), &config.service)],
             _ => Vec::new(),
         }
@@ -461,6 +467,7 @@ impl FilterConfig {
             Self::Jwt(config) => config.keys.files().collect(),
             Self::ApiKey(config) => config.file.iter_mut().collect(),
             Self::Basic(config) => config.file.iter_mut().collect(),
+            Self::Oidc(config) => config.files().collect(),
             Self::Hmac(config) => config.keys.iter_mut().filter_map(|key| key.file.as_mut()).collect(),
             _ => Vec::new(),
         };

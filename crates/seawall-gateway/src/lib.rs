@@ -20,8 +20,9 @@ pub use filter::{
     AbortConfig, AffinityConfig, AffinityCookie, ApiKeyConfig, BasicConfig, Coding, CompressConfig, ConditionConfig,
     ConsumerConfig, CorsConfig, DecompressConfig, DedupeConfig, DelayConfig, ExternalAuthConfig, FallbackConfig,
     FaultConfig, FilterConfig, FilterError, HmacConfig, IpConfig, JsonChange, JsonConfig, JwtConfig, Keep,
-    LocationConfig, MirrorConfig, OnFailure, RedirectConfig, RequestIdConfig, RewriteConfig, RewriteHeaderConfig,
-    RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion, UserConfig,
+    LocationConfig, MirrorConfig, OidcConfig, OnFailure, RedirectConfig, Relay, RequestIdConfig, RewriteConfig,
+    RewriteHeaderConfig, RewriteQueryConfig, RuleConfig, ServiceConfig, SharedConfig, SizeConfig, StripVersion,
+    UserConfig,
 };
 pub use filter::{BodyConfig, ParameterConfig, Place, ValidateConfig};
 pub use routes::{Changes, Routes};

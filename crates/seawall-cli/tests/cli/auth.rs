@@ -16,25 +16,25 @@ pub(crate) fn now() -> u64 {
 }
 
 /// An issuer's key.
-struct Signer {
+pub(crate) struct Signer {
     kid: &'static str,
     key: EcdsaKeyPair,
 }
 
 impl Signer {
-    fn new(kid: &'static str) -> Self {
+    pub(crate) fn new(kid: &'static str) -> Self {
         let (random, alg) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
         let document = EcdsaKeyPair::generate_pkcs8(alg, &random).unwrap();
         Self { kid, key: EcdsaKeyPair::from_pkcs8(alg, document.as_ref(), &random).unwrap() }
     }
 
-    fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         let point = self.key.public_key().as_ref();
         let (x, y) = (BASE64URL.encode(&point[1..33]), BASE64URL.encode(&point[33..]));
         json!({ "kty": "EC", "crv": "P-256", "kid": self.kid, "use": "sig", "alg": "ES256", "x": x, "y": y })
     }
 
-    fn token(&self, claims: &Value) -> String {
+    pub(crate) fn token(&self, claims: &Value) -> String {
         let header = json!({ "alg": "ES256", "kid": self.kid, "typ": "JWT" }).to_string();
         let message = format!("{}.{}", BASE64URL.encode(header), BASE64URL.encode(claims.to_string()));
         let signature = self.key.sign(&SystemRandom::new(), message.as_bytes()).unwrap();

@@ -19,6 +19,7 @@ mod hosts;
 mod import;
 mod latches;
 mod locks;
+mod oidc;
 mod openapi;
 mod orders;
 mod policies;

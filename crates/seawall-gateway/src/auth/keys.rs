@@ -159,6 +159,16 @@ impl Keys {
         Ok(Self::new(origin, set, config))
     }
 
+    /// Keys at a place that is known already.
+    pub(crate) fn at(place: Place, config: &KeysConfig) -> Self {
+        Self::new(Origin::Place(place), KeySet::default(), config)
+    }
+
+    /// Whether they are at this place.
+    pub(crate) fn is_at(&self, place: &Place) -> bool {
+        matches!(&self.origin, Origin::Place(own) if own == place)
+    }
+
     fn new(origin: Origin, set: KeySet, config: &KeysConfig) -> Self {
         let first = match origin {
             Origin::Place(_) => Known { stale_at: Some(Instant::now()), ..Known::default() },

@@ -90,7 +90,7 @@ pub(crate) struct Jwt {
 
 /// What is asked of a token beside its signature.
 #[derive(Debug)]
-struct Rules {
+pub(super) struct Rules {
     algorithms: Vec<Algorithm>,
     issuer: Vec<String>,
     audience: Vec<String>,
@@ -212,7 +212,41 @@ enum Refusal {
     Denied(Denied),
 }
 
+/// Why a token does not hold.
+pub(super) struct Flawed {
+    pub(super) why: String,
+    /// Whether it may with keys that are newer.
+    pub(super) newer: bool,
+}
+
 impl Rules {
+    /// For what `issuer` has signed for `audience`.
+    pub(super) fn of_issuer(algorithms: &[Algorithm], issuer: &str, audience: &str, skew: Period) -> Self {
+        Self {
+            algorithms: algorithms.to_vec(),
+            issuer: vec![issuer.to_owned()],
+            audience: vec![audience.to_owned()],
+            typ: None,
+            skew: skew.as_secs(),
+            require: Claims::default(),
+            forward: Forward::default(),
+        }
+    }
+
+    /// The claims of a token that holds now.
+    ///
+    /// # Errors
+    /// [`Flawed`].
+    pub(super) fn claims(&self, text: &str, known: &Known) -> Result<Value, Flawed> {
+        let flawed = |flaw: Flaw, newer| Flawed { why: flaw.to_string(), newer };
+        let token = Token::parse(text).map_err(|flaw| flawed(flaw, false))?;
+        let verified = self.check(&token, known, crate::auth::now()).map_err(|refusal| match refusal {
+            Refusal::Flaw(flaw) => flawed(flaw, may_be_newer(flaw, &token)),
+            Refusal::Denied(denied) => Flawed { why: denied.detail, newer: false },
+        })?;
+        Ok(Arc::unwrap_or_clone(verified.claims))
+    }
+
     fn check(&self, token: &Token<'_>, known: &Known, now: u64) -> Result<Verified, Refusal> {
         let payload = token.verify(&known.set, &self.algorithms).map_err(Refusal::Flaw)?;
         let no = |why: &str| Refusal::Denied(invalid("invalid_token", why));
