@@ -204,8 +204,7 @@ fn mistakes_about_tokens_are_named() {
     for (config, says) in [
         ("keys: {}", "give one of `url`, `service`"),
         ("keys: { url: 'http://a/b', file: c }", "give one of `url`, `service`"),
-        ("keys: { url: 'https://a/b' }", "https, which is not spoken here"),
-        ("keys: { url: '/b' }", "is not an address such as http://"),
+        ("keys: { url: '/b' }", "is not an address such as https://"),
         ("keys: { service: s, path: jwks }", "`jwks` is not a path such as"),
         ("keys: { service: other }", "unknown service `other`"),
         ("keys: { file: nowhere.json }", "nowhere.json: No such file"),
@@ -226,4 +225,40 @@ fn mistakes_about_tokens_are_named() {
     assert!(text.contains("a secret is not a key for RS256"), "{text}");
     let text = check(&format!("{{ jwt: {{ keys: {{ secret: {secret} }} }} }}"));
     assert!(!text.contains("1 mistake"), "{text}");
+}
+
+const SECURE: &str = "
+gateways:
+  issuer:
+    listen: JWKS
+    tls: { certificates: [ { chain: id.pem, key: id.key } ] }
+    routes: [ { id: jwks, match: {}, filters: [ { respond: { status: 200, json: SET } } ] } ]
+  public:
+    listen: GATEWAY
+    routes:
+      - id: api
+        match: {}
+        filters:
+          - jwt: { keys: { url: 'https://localhost:PORT/jwks.json', cooldown: 1s } }
+          - respond: { status: 200, text: in }
+";
+
+#[test]
+fn keys_are_fetched_over_https_from_whom_the_machine_trusts() {
+    let (signer, issuer) = (Signer::new("one"), free_addr());
+    let set = json!({ "keys": [signer.jwk()] }).to_string();
+    let file = SECURE.replace("JWKS", &issuer.to_string()).replace("PORT", &issuer.port().to_string());
+    let site = Site::new(&file.replace("SET", &set));
+    for name in ["id", "other"] {
+        super::tls::certificate_with(site.dir.path(), name, "localhost", "basicConstraints=critical,CA:FALSE");
+    }
+    let token = bearer(&signer.token(&json!({ "sub": "ann", "exp": now() + 60 })));
+    let _issuer = site.start(&["gateway", "issuer"]);
+    for (trusted, status) in [("other.pem", 503), ("id.pem", 200)] {
+        let gateway = site.start_with(&["gateway", "public"], &[("SSL_CERT_FILE", trusted)]);
+        until("the gateway serves", || get(site.gateway, "/").status == 401);
+        until("the issuer is believed or not", || send(site.gateway, "GET", "/", &[&token], "").status == status);
+        std::thread::sleep(Duration::from_millis(1100));
+        assert_eq!(send(site.gateway, "GET", "/", &[&token], "").status, status, "{}", gateway.log());
+    }
 }

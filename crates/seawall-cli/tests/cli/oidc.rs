@@ -153,6 +153,7 @@ impl Stage {
         site.register("id", "one", id.addr);
         let gateway = site.start(&["gateway"]);
         let stage = Self { site, pages, id, tricks, _running: [control, gateway] };
+        until("the gateway serves", || get(stage.site.gateway, "/").status != 0);
         until("the gateway knows the provider", || stage.browser().get("/").status == 303);
         stage
     }
@@ -379,7 +380,6 @@ fn mistakes_about_logins_are_named() {
         check(&format!("{{ oidc: {{ {fields} }} }}"))
     };
     for (name, value, says) in [
-        ("issuer", "'https://id.example'", "https, which is not spoken here"),
         ("issuer", "id.example", "`issuer` is `id.example`, no address"),
         ("service", "other", "unknown service `other`"),
         ("url", "shop.example", "`url` is `shop.example`, no address"),

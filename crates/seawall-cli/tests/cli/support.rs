@@ -31,10 +31,15 @@ impl Site {
 
     /// Starts a long-running subcommand; its log goes to a file of its own.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
+        self.start_with(args, &[])
+    }
+
+    /// The same with variables of the environment.
+    pub(crate) fn start_with(&self, args: &[&str], env: &[(&str, &str)]) -> Running {
         let log = self.dir.path().join(format!("{}.log", args[0]));
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new(SEAWALL);
-        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.args(args).envs(env.iter().copied()).current_dir(self.dir.path()).stdin(Stdio::null());
         let child = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
         Running { child, log }
     }

@@ -17,12 +17,16 @@ services: { pages: {} }
 ";
 
 pub(super) fn certificate(dir: &Path, file: &str, host: &str) {
+    certificate_with(dir, file, host, "basicConstraints=critical,CA:TRUE");
+}
+
+pub(super) fn certificate_with(dir: &Path, file: &str, host: &str, extension: &str) {
     let (chain, key) = (format!("{file}.pem"), format!("{file}.key"));
     let alternative = format!("subjectAltName=DNS:{host}");
     let subject = format!("/CN={host}");
     let openssl = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3"])
-        .args(["-out", &chain, "-keyout", &key, "-subj", &subject, "-addext", &alternative])
+        .args(["-out", &chain, "-keyout", &key, "-subj", &subject, "-addext", &alternative, "-addext", extension])
         .current_dir(dir)
         .output()
         .unwrap();

@@ -22,7 +22,7 @@ use crate::filter::FilterError;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeysConfig {
-    /// An address of a key set: `http://id.internal/jwks.json`.
+    /// An address of a key set: `https://id.example/jwks.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// A service that has the key set, at `path`.

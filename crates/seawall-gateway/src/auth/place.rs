@@ -1,5 +1,6 @@
-//! Where something is asked for that a filter needs: a service by its name, or an address of HTTP.
+//! Where something is asked for that a filter needs: a service by its name, or an address of HTTP or HTTPS.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +9,14 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use seawall_proxy::Client;
 use seawall_types::ServiceName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::filter::FilterError;
 
@@ -41,18 +46,19 @@ impl Place {
     /// An address.
     ///
     /// # Errors
-    /// It is none, or not of HTTP.
+    /// It is none, or not of HTTP, or this machine cannot tell servers of HTTPS from others.
     pub(crate) fn url(text: &str) -> Result<Self, FilterError> {
         let wrong = |why: &str| FilterError(format!("`{text}` {why}"));
         let uri: Uri =
             text.parse().map_err(|_| wrong("is not an address such as http://id.internal:8080/jwks.json"))?;
-        match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP && uri.host().is_some() => Ok(Self::Url(uri)),
-            Some(scheme) if *scheme == Scheme::HTTPS => {
-                Err(wrong("is of https, which is not spoken here: go through a service of the file, or a file"))
-            }
-            _ => Err(wrong("is not an address such as http://id.internal:8080/jwks.json")),
+        let known = uri.scheme().is_some_and(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
+        if !known || uri.host().is_none() {
+            return Err(wrong("is not an address such as https://id.example/jwks.json"));
         }
+        if uri.scheme() == Some(&Scheme::HTTPS) {
+            authorities().map_err(wrong)?;
+        }
+        Ok(Self::Url(uri))
     }
 
     /// Asks, and reads the whole answer, at most 1 MiB. The request's own path is replaced by the place's.
@@ -71,7 +77,7 @@ impl Place {
                     *request.uri_mut() = Uri::from(path.clone());
                     client.call(service, request).await.map_err(|error| error.to_string())
                 }
-                Self::Url(uri) => plain(uri, request).await,
+                Self::Url(uri) => direct(uri, request).await,
             }
         };
         match timeout(within, asked).await {
@@ -103,17 +109,31 @@ impl std::fmt::Display for Place {
 }
 
 /// One request on a connection of its own.
-async fn plain(uri: &Uri, mut request: Request<Bytes>) -> Result<Response<Bytes>, String> {
-    let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(80));
+async fn direct(uri: &Uri, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+    let secure = uri.scheme() == Some(&Scheme::HTTPS);
+    let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(if secure { 443 } else { 80 }));
     let name = host.trim_matches(['[', ']']);
     let stream = TcpStream::connect((name, port)).await.map_err(|error| error.to_string())?;
+    if !secure {
+        return exchange(stream, uri, request).await;
+    }
+    let server = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+    let connector = TlsConnector::from(authorities()?);
+    exchange(connector.connect(server, stream).await.map_err(|error| error.to_string())?, uri, request).await
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    uri: &Uri,
+    mut request: Request<Bytes>,
+) -> Result<Response<Bytes>, String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     // Ends with the sender, at the end of this function.
     tokio::spawn(connection);
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
-    let authority = uri.authority().map_or(host, |authority| authority.as_str());
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
     let value = HeaderValue::try_from(authority).map_err(|error| error.to_string())?;
     request.headers_mut().insert(HOST, value);
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -121,4 +141,22 @@ async fn plain(uri: &Uri, mut request: Request<Bytes>) -> Result<Response<Bytes>
     let (parts, body) = response.into_parts();
     let whole = Limited::new(body, LIMIT).collect().await.map_err(|error| error.to_string())?;
     Ok(Response::from_parts(parts, whole.to_bytes()))
+}
+
+/// Whom this machine believes that a server is who it says; read once. `SSL_CERT_FILE` names others.
+fn authorities() -> Result<Arc<ClientConfig>, &'static str> {
+    static AUTHORITIES: OnceLock<Result<Arc<ClientConfig>, &'static str>> = OnceLock::new();
+    let read = || {
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if added == 0 {
+            return Err(
+                "is of https, and this machine knows no authorities: install ca-certificates, or set SSL_CERT_FILE",
+            );
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().map_err(|_| "is of https, and there is no TLS")?;
+        Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    };
+    AUTHORITIES.get_or_init(read).clone()
 }

@@ -40,7 +40,7 @@ use crate::auth::recent::{Key, Recent, key};
 pub struct OidcConfig {
     /// The provider, as its tokens name it: `https://id.example`.
     pub issuer: String,
-    /// The service through which the gateway reaches the provider. Default: its address, which then has to be of http.
+    /// The service through which the gateway reaches the provider. Default: its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
     /// As whom the gateway is known there.
