@@ -5,7 +5,6 @@
 //! and whatever it has started is ended when its time is over.
 
 mod http_cache;
-mod oidc;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -80,10 +79,18 @@ const SUITES: &[Suite] = &[
         npm: &[],
         limit: Duration::from_secs(500),
     },
+    Suite {
+        name: "oidc",
+        program: "oidc.py",
+        debian: &[("node", "nodejs")],
+        pypi: &[],
+        npm: &["oidc-provider@9"],
+        limit: Duration::from_secs(120),
+    },
 ];
 
 /// Suites that are written here rather than as programs.
-const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run), ("oidc", oidc::run)];
+const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run)];
 
 /// Makes the certificates of every suite.
 const OPENSSL: (&str, &str) = ("openssl", "openssl");

@@ -215,6 +215,20 @@ mod tests {
 
     proptest! {
         #[test]
+        fn whatever_is_written_as_a_pattern_or_asked_for_is_read(
+            text in prop_oneof![".*", "(/|\\*|\\{|\\}|a|id|%|\u{e4}|~|\\.){0,12}"],
+            path in prop_oneof![".*", "(/|a|b|%2F|\\.){0,12}"],
+        ) {
+            if let Ok(pattern) = Pattern::try_new(&text) {
+                let fits = pattern.matches(&path);
+                let captured = pattern.captures(&path).count();
+                prop_assert!(!fits || captured == pattern.names().count());
+                prop_assert!(pattern.covers(&pattern));
+            }
+            strip_prefix(&path, 3);
+        }
+
+        #[test]
         fn what_is_covered_fits(
             wide in any_pattern(),
             narrow in any_pattern(),

@@ -1,5 +1,5 @@
 //! Login at a provider, with a browser of the test's own and a provider that it can play tricks with. The real one of others is in
-//! `cargo xtask conformance oidc`.
+//! `cargo xtask conformance --only oidc`.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn read_alone(text: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Mistake>> {
@@ -149,4 +151,70 @@ fn the_document_has_the_defaults_of_a_policy() {
         policy.complete().bulkhead
     };
     assert_eq!(adaptive(&written), adaptive(&nothing));
+}
+
+/// Lines of YAML, of Seawall's own words and others.
+fn any_file() -> impl Strategy<Value = String> {
+    let words = [
+        "control",
+        "listen",
+        "gateways",
+        "public",
+        "routes",
+        "match",
+        "path",
+        "/api/**",
+        "filters",
+        "strip_prefix",
+        "policies",
+        "default",
+        "timeout",
+        "5s",
+        "50%",
+        "services",
+        "order",
+        "run",
+        "replicas",
+        "1",
+        "-1",
+        "99999999999999999999",
+        "null",
+        "true",
+        "~",
+        "127.0.0.1:80",
+        "\u{e4}",
+        "\"",
+        "'",
+        "&a",
+        "*a",
+        "<<",
+        "!!int",
+        "|",
+        ">",
+        "#",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "?",
+        "%YAML",
+        "---",
+        "...",
+        "\t",
+        "\0",
+    ];
+    let word = prop_oneof![8 => prop::sample::select(words.to_vec()).prop_map(str::to_owned), 1 => "\\PC{0,6}"];
+    let line = (0_usize..4, any::<bool>(), word.clone(), prop::sample::select(vec![": ", ":", " ", ""]), word);
+    let line = line.prop_map(|(depth, item, key, between, value)| {
+        format!("{}{}{key}{between}{value}\n", "  ".repeat(depth), if item { "- " } else { "" })
+    });
+    proptest::collection::vec(line, 0..12).prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_file_holds_is_read_and_its_mistakes_can_be_shown(text in prop_oneof![any_file(), "\\PC{0,60}"]) {
+        mistakes(&text);
+    }
 }

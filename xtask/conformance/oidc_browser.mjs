@@ -1,5 +1,5 @@
 // A browser that logs in at the gateway through oidc-provider's own pages, and a service that shows what it gets.
-// node browser.mjs GATEWAY PROVIDER CONTROL: addresses with ports. Prints a line for each thing that holds; exits with 1 at the first that does not.
+// node oidc_browser.mjs GATEWAY PROVIDER CONTROL: addresses with ports. Prints a line for each thing that holds; exits with 1 at the first that does not.
 import http from 'node:http';
 
 const [gateway, provider, control] = process.argv.slice(2).map((addr) => `http://${addr}`);

@@ -1,5 +1,5 @@
 // The npm package oidc-provider as it comes, with one client and its own pages for login and consent.
-// node provider.mjs PORT REDIRECT_URI LOGOUT_URI; it says "ready" when it listens.
+// node oidc_provider.mjs PORT REDIRECT_URI LOGOUT_URI; it says "ready" when it listens.
 import { Provider } from 'oidc-provider';
 
 const [port, redirect, logout] = process.argv.slice(2);
