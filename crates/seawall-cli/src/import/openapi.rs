@@ -166,9 +166,15 @@ impl Reader<'_> {
                 return Err("a parameter has no name, or is nowhere".to_owned());
             };
             // What the standard says of them is said elsewhere.
-            let ignored = place == "header"
-                && ["accept", "content-type", "authorization"].contains(&name.to_lowercase().as_str());
-            if ignored || (place == "path" && !pattern.contains(&format!("{{{name}}}"))) {
+            if place == "header" && ["accept", "content-type", "authorization"].contains(&name.to_lowercase().as_str())
+            {
+                continue;
+            }
+            if place == "path" && !pattern.contains(&format!("{{{name}}}")) {
+                let file = &self.document.file;
+                self.import.remark(format!(
+                    "{file}: the parameter {name} of {pattern} is no segment with a plain name: it is not looked at"
+                ));
                 continue;
             }
             let mut parameter = Map::new();

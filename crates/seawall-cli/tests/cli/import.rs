@@ -76,6 +76,7 @@ fn a_spring_gateway_is_converted_and_what_is_not_is_named() {
             "attempts: 3",
             "multiplier: 2",
             "share: 8",
+            "path_regex: \"/shop(/.*)?|/store/[^/]+\"",
             "remove_everywhere",
             "max_age: 3600s",
         ],

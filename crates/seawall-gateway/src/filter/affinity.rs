@@ -167,14 +167,15 @@ impl Filter for Affinity {
         Box::pin(async move {
             let held = cookie.read(request.headers());
             let key = held.map_or_else(|| fastrand::u64(..), |held| held.key);
-            let endpoint = held.and_then(|held| {
+            let known = held.and_then(|held| {
                 next.endpoints().into_iter().find(|endpoint| cookie.mark(key, *endpoint) == held.mark)
             });
-            request.extensions_mut().insert(Hint { endpoint, key });
+            request.extensions_mut().insert(Hint { endpoint: known, key });
             let mut response = next.run(request).await;
             if let Some(AnsweredBy(endpoint)) = response.extensions_mut().remove() {
                 let now = Held { key, mark: cookie.mark(key, endpoint) };
-                if held != Some(now)
+                // Whose endpoint is up stays there, even if another one has helped out this time.
+                if known.is_none()
                     && let Some(value) = cookie.write(now)
                 {
                     response.headers_mut().append(SET_COOKIE, value);

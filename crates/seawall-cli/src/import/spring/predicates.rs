@@ -16,7 +16,10 @@ pub(super) struct Conditions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Path {
     pattern: Option<String>,
+    /// Where the pattern does not say it all.
     regex: Option<String>,
+    /// All that it says.
+    whole: String,
 }
 
 impl Conditions {
@@ -82,6 +85,14 @@ impl Conditions {
     pub(super) fn matches(&self) -> Vec<Value> {
         if self.paths.is_empty() {
             return vec![Value::Object(self.rest.clone())];
+        }
+        if self.paths.len() > 1 && self.rest.contains_key("weight") {
+            // As two routes it would have its share twice.
+            let any: Vec<_> = self.paths.iter().map(|path| path.whole.as_str()).collect();
+            let mut all = Map::new();
+            all.insert("path_regex".to_owned(), any.join("|").into());
+            all.extend(self.rest.clone());
+            return vec![Value::Object(all)];
         }
         let one = |path: &Path| {
             let mut all = Map::new();
@@ -177,7 +188,7 @@ fn path(pattern: &str) -> Result<Path, Why> {
             }
         }
     }
-    Ok(Path { pattern: captures.then_some(ours), regex: (!simple).then_some(regex) })
+    Ok(Path { pattern: captures.then_some(ours), regex: (!simple).then(|| regex.clone()), whole: regex })
 }
 
 fn escape(c: char) -> String {
