@@ -89,8 +89,10 @@ const SUITES: &[Suite] = &[
     },
 ];
 
+type Run = fn() -> anyhow::Result<Row>;
+
 /// Suites that are written here rather than as programs.
-const OWN: &[(&str, fn() -> anyhow::Result<Row>)] = &[("http-cache", http_cache::run)];
+const OWN: &[(&str, Run)] = &[("http-cache", http_cache::run)];
 
 /// Makes the certificates of every suite.
 const OPENSSL: (&str, &str) = ("openssl", "openssl");

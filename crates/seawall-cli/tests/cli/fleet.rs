@@ -227,9 +227,8 @@ fn a_gateway_is_restarted_without_a_refused_connection() {
     let file = site.dir.path().join("seawall.yaml");
     let good = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, good.replace("to: ", "two: ")).unwrap();
-    let up = std::os::unix::net::UnixStream::connect(site.dir.path().join("data/up.sock"));
-    let mut up =
-        up.or_else(|_| std::os::unix::net::UnixStream::connect(site.dir.path().join(".seawall/up.sock"))).unwrap();
+    let socket = site.dir.path().join("seawall-data/up.sock");
+    let mut up = std::os::unix::net::UnixStream::connect(socket).unwrap();
     std::io::Write::write_all(
         &mut up,
         b"POST /services/public/restart HTTP/1.1\r\nhost: up\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
