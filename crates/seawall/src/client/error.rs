@@ -164,7 +164,7 @@ impl From<CallError> for Error {
     fn from(CallError(rejection): CallError) -> Self {
         let Rejection { reason, service, detail, retry_after, sent, retries_left: _ } = rejection;
         match reason {
-            Reason::BadRequest | Reason::SlowClient | Reason::NoRoute => {
+            Reason::BadRequest | Reason::SlowClient | Reason::Misdirected | Reason::NoRoute => {
                 Self::Request { target: service.to_string(), detail, sent }
             }
             Reason::Timeout => Self::Timeout { service, detail, sent },
