@@ -157,6 +157,9 @@ impl Store for Flaky {
         // And no other write may slip through between this one and the death.
         if dies {
             self.dead.store(true, Ordering::SeqCst);
+        } else if self.dead.load(Ordering::SeqCst) {
+            // Another write was the one, since this one came in.
+            return unavailable();
         }
         let done = self.store.commit(txn).await;
         if trouble || dies { Err(CommitError::Unknown("the test has lost the answer".into())) } else { done }
